@@ -1,0 +1,121 @@
+package ctpolicy
+
+import (
+	"time"
+
+	"curfew/ctpolicy/conntrack"
+)
+
+// LabelTracked is the conntrack label bit of flows that got a policy's ct timeout object; LabelRegistered that of
+// flows in the fallback's register. nft prints them as numbers.
+const (
+	LabelTracked    = 126
+	LabelRegistered = 127
+)
+
+// A Cause is the limit that ends a flow, by the key that sets it.
+type Cause string
+
+// The limits.
+const (
+	CauseMaxAge Cause = "max_age"
+	CauseIdle   Cause = "idle"
+)
+
+// A Deadline says when a flow's time is up.
+type Deadline struct {
+	// At is the deadline. That of an idle limit is known to the second only: it is the earliest possible moment.
+	At    Instant
+	Cause Cause
+	// Passed tells that it is certain that the flow's time is up.
+	Passed bool
+}
+
+// A Judge knows the past and the timeouts that are needed to tell a flow's age and pause.
+type Judge struct {
+	// Timeline maps birth times to instants.
+	Timeline *Timeline
+	// Since is the birth of flows whose birth nobody recorded.
+	Since Instant
+	// Defaults are the namespace's timeouts, that flows have which no policy was in force for at their start.
+	Defaults Timeouts
+	// Installed are the seconds that the policies' ct timeout objects, also older ones, give to open flows, by name.
+	Installed map[string][]uint32
+}
+
+// Open tells whether the flow's handshake is complete and data may still flow in at least one direction.
+func Open(e *conntrack.Entry) bool {
+	switch e.State {
+	case conntrack.StateEstablished, conntrack.StateFinWait, conntrack.StateCloseWait, conntrack.StateLastAck:
+		return e.Status&conntrack.StatusAssured != 0
+	}
+	return false
+}
+
+// Pinned tells whether the entry's timeout is fixed.
+func Pinned(e *conntrack.Entry) bool { return e.Status&conntrack.StatusFixedTimeout != 0 }
+
+// Birth is when the flow began, or later where that is not known: late rather than early.
+func (j *Judge) Birth(e *conntrack.Entry, now Instant) Instant {
+	if e.Start == 0 {
+		return min(j.Since, now)
+	}
+	if birth, ok := j.Timeline.Instant(e.Start); ok {
+		return min(birth, now)
+	}
+	return now
+}
+
+// Deadline is when the time of the policy's flow is up, as seen now. The entry must have been read just now.
+func (j *Judge) Deadline(p *Policy, e *conntrack.Entry, now Instant) Deadline {
+	var d Deadline
+	if p.MaxAge > 0 {
+		at := j.Birth(e, now).Add(p.MaxAge)
+		if Pinned(e) {
+			// The kernel enforces what was pinned, and that can't be changed any more.
+			at = min(at, PinnedDeadline(e, now))
+		}
+		d = Deadline{at, CauseMaxAge, now >= at}
+	}
+	if p.Idle == 0 || Pinned(e) || d.Passed {
+		return d
+	}
+	if idle := j.idleDeadline(p, e, now); d.Cause == "" || idle.At < d.At {
+		return idle
+	}
+	return d
+}
+
+// idleDeadline reads the pause from the entry: the seconds left of the timeout that the last packet set. The kernel
+// cuts fractions, so a flow of base b that reads k has paused for more than b-k-1 and at most b-k seconds.
+func (j *Judge) idleDeadline(p *Policy, e *conntrack.Entry, now Instant) Deadline {
+	base := j.timeoutBase(p, e)
+	left := time.Duration(int64(e.Timeout)-int64(base))*time.Second + p.Idle
+	return Deadline{now.Add(left), CauseIdle, left < 0}
+}
+
+// timeoutBase is the smallest timeout that the last packet can have set. A smaller base means a shorter pause. A flow
+// whose ct timeout object is gone has the namespace's timeouts.
+func (j *Judge) timeoutBase(p *Policy, e *conntrack.Entry) uint32 {
+	if e.HasLabel(LabelTracked) {
+		if base, ok := smallest(e.Timeout, j.Installed[p.Name]...); ok {
+			return base
+		}
+	}
+	base, _ := smallest(e.Timeout, j.Defaults[conntrack.TimeoutOf(e.State)],
+		j.Defaults[conntrack.TimeoutRetrans], j.Defaults[conntrack.TimeoutUnack])
+	return base
+}
+
+// smallest is the smallest of the timeouts that is not below the seconds left, or else the seconds left.
+func smallest(left uint32, timeouts ...uint32) (base uint32, ok bool) {
+	for _, timeout := range timeouts {
+		if timeout >= left && (!ok || timeout < base) {
+			base, ok = timeout, true
+		}
+	}
+	if !ok {
+		return left, false
+	}
+	return base, true
+}

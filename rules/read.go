@@ -1,0 +1,281 @@
+package rules
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"curfew/ctpolicy"
+)
+
+// format is the first note. It says that the table is ours, and what wrote it.
+const format = "curfew table, format 1"
+
+// Installed is what the table holds.
+type Installed struct {
+	Policies []ctpolicy.Policy
+	// Counters by policy and by what they count.
+	Counters map[string]map[string]Counter
+	// Timeouts are the seconds that ct timeout objects, also those of earlier configurations, give to open flows.
+	Timeouts map[string][]uint32
+	// Notes are what Config.Notes said, oldest first.
+	Notes        []string
+	RegisterSize uint32
+	Reaper       Reaper
+
+	chains  []string
+	sets    []string
+	objects []object
+}
+
+// A Counter counts packets and their bytes.
+type Counter struct{ Packets, Bytes uint64 }
+
+type object struct {
+	name string
+	kind nftables.ObjType
+}
+
+// of tells whether the object belongs to the policy. Policies' names may hold '-': "a" owns "a-reset" but not
+// "a-b-reset".
+func (o object) of(policy string) bool {
+	rest, ok := strings.CutPrefix(o.name, policy+"-")
+	if !ok {
+		return false
+	}
+	if o.kind == nftables.ObjTypeCounter {
+		return slices.Contains(countNames, rest)
+	}
+	return strings.Count(rest, "-") == 1
+}
+
+// Read reads the table: ErrNotInstalled when there is none, ErrForeign when it is not ours.
+func Read() (*Installed, error) {
+	library.Lock()
+	defer library.Unlock()
+	conn, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	notes, err := readNotes(conn)
+	if err != nil {
+		return nil, err
+	}
+	in := &Installed{Notes: notes, Counters: map[string]map[string]Counter{}, Timeouts: map[string][]uint32{}}
+	for _, read := range []func(*nftables.Conn) error{in.readChains, in.readSets, in.readPolicies, in.readObjects, in.readAlive} {
+		if err := read(conn); err != nil {
+			return nil, fmt.Errorf("read table inet curfew: %w", err)
+		}
+	}
+	return in, nil
+}
+
+// readNotes finds out whether there is a table, and whether it is ours.
+func readNotes(conn *nftables.Conn) ([]string, error) {
+	if _, err := conn.ListTableOfFamily(TableName, nftables.TableFamilyINet); err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return nil, ErrNotInstalled
+		}
+		return nil, fmt.Errorf("read table inet curfew: %w", explain(err))
+	}
+	notes, err := comments(conn, chainAbout)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("read table inet curfew: %w", err)
+	}
+	if len(notes) == 0 || notes[0] != format {
+		return nil, fmt.Errorf("%w: rename or delete it (`nft delete table inet curfew`), then try again", ErrForeign)
+	}
+	return notes[1:], nil
+}
+
+func (in *Installed) readChains(conn *nftables.Conn) error {
+	all, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	for _, c := range all {
+		if c.Table.Name == TableName {
+			in.chains = append(in.chains, c.Name)
+		}
+	}
+	return err
+}
+
+func (in *Installed) readSets(conn *nftables.Conn) error {
+	sets, err := conn.GetSets(table)
+	for _, s := range sets {
+		in.sets = append(in.sets, s.Name)
+		if s.Name == setFlows4 {
+			in.RegisterSize = s.Size
+		}
+	}
+	return err
+}
+
+// readPolicies puts the policies together from the map of ports and from the comments of their chains.
+func (in *Installed) readPolicies(conn *nftables.Conn) error {
+	elements, err := conn.GetSetElements(portMap(mapEnforce))
+	if err != nil {
+		return err
+	}
+	ports, err := portsByPolicy(elements)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(ports)) {
+		texts, err := comments(conn, enforceChain(name))
+		if err != nil {
+			return err
+		}
+		if len(texts) == 0 {
+			return fmt.Errorf("chain %s has lost its comment: install again with `curfew apply`", enforceChain(name))
+		}
+		p, err := ctpolicy.ParseLimits(texts[0])
+		if err != nil {
+			return fmt.Errorf("comment of chain %s: %w", enforceChain(name), err)
+		}
+		p.Name, p.Ports = name, ports[name]
+		in.Policies = append(in.Policies, p)
+	}
+	slices.SortFunc(in.Policies, func(a, b ctpolicy.Policy) int { return int(a.Ports[0].First) - int(b.Ports[0].First) })
+	return nil
+}
+
+// portsByPolicy reads half-open intervals, in the order of their keys.
+func portsByPolicy(elements []nftables.SetElement) (map[string][]ctpolicy.PortRange, error) {
+	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
+		if d := int(portOf(a)) - int(portOf(b)); d != 0 {
+			return d
+		}
+		return boolOrder(b.IntervalEnd) - boolOrder(a.IntervalEnd)
+	})
+	ports := map[string][]ctpolicy.PortRange{}
+	for i, e := range elements {
+		if e.IntervalEnd {
+			continue
+		}
+		target, err := jumpTarget(e.Val)
+		if err != nil {
+			return nil, err
+		}
+		name, ok := strings.CutSuffix(target, enforceChain(""))
+		if !ok {
+			return nil, fmt.Errorf("map %s jumps to chain %q, which is not ours: install again with `curfew apply`", mapEnforce, target)
+		}
+		last := uint16(65535)
+		if i+1 < len(elements) {
+			last = portOf(elements[i+1]) - 1
+		}
+		ports[name] = append(ports[name], ctpolicy.PortRange{First: portOf(e), Last: last})
+	}
+	return ports, nil
+}
+
+func portOf(e nftables.SetElement) uint16 {
+	if len(e.Key) < 2 {
+		return 0
+	}
+	return binary.BigEndian.Uint16(e.Key)
+}
+
+// boolOrder puts an interval's end before the start of the next one at the same key.
+func boolOrder(end bool) int {
+	if end {
+		return 1
+	}
+	return 0
+}
+
+// jumpTarget reads the chain of a verdict's attributes, which google/nftables leaves undecoded.
+func jumpTarget(verdict []byte) (string, error) {
+	attributes, err := netlink.NewAttributeDecoder(verdict)
+	if err != nil {
+		return "", fmt.Errorf("verdict in map %s: %w", mapEnforce, err)
+	}
+	for attributes.Next() {
+		if attributes.Type() == unix.NFTA_VERDICT_CHAIN {
+			return attributes.String(), nil
+		}
+	}
+	return "", fmt.Errorf("verdict in map %s has no chain: %w", mapEnforce, attributes.Err())
+}
+
+func (in *Installed) readObjects(conn *nftables.Conn) error {
+	all, err := conn.GetNamedObjects(table)
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		named, ok := o.(*nftables.NamedObj)
+		if !ok {
+			continue
+		}
+		in.objects = append(in.objects, object{named.Name, named.Type})
+		for _, p := range in.Policies {
+			if (object{named.Name, named.Type}).of(p.Name) {
+				in.readObject(p.Name, named)
+			}
+		}
+	}
+	return nil
+}
+
+func (in *Installed) readObject(policy string, o *nftables.NamedObj) {
+	rest := strings.TrimPrefix(o.Name, policy+"-")
+	switch value := o.Obj.(type) {
+	case *expr.Counter:
+		if in.Counters[policy] == nil {
+			in.Counters[policy] = map[string]Counter{}
+		}
+		in.Counters[policy][rest] = Counter{value.Packets, value.Bytes}
+	case *expr.CtTimeout:
+		// The library decodes every object into one shared map, so the name is what can be trusted.
+		var seconds uint32
+		if _, err := fmt.Sscanf(rest, "%ds-", &seconds); err == nil {
+			in.Timeouts[policy] = append(in.Timeouts[policy], seconds)
+		}
+	}
+}
+
+// comments are the comments of a chain's rules; rules without one are left out.
+func comments(conn *nftables.Conn, chain string) ([]string, error) {
+	rules, err := conn.GetRules(table, &nftables.Chain{Name: chain, Table: table})
+	if err != nil {
+		return nil, fmt.Errorf("read chain %s: %w", chain, err)
+	}
+	var texts []string
+	for _, r := range rules {
+		if text, ok := userdata.GetString(r.UserData, userdata.TypeComment); ok {
+			texts = append(texts, text)
+		}
+	}
+	return texts, nil
+}
+
+func noteRule(note string) *nftables.Rule {
+	return &nftables.Rule{
+		Table: table, Chain: &nftables.Chain{Name: chainAbout, Table: table},
+		Exprs: leave(), UserData: comment(note),
+	}
+}
+
+// AddNote adds a note to an installed table. A note has at most 120 bytes.
+func AddNote(note string) error {
+	library.Lock()
+	defer library.Unlock()
+	conn, err := dial()
+	if err != nil {
+		return err
+	}
+	conn.AddRule(noteRule(note))
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("keep a note in table inet curfew: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,22 @@
+package rules
+
+import "fmt"
+
+// Remove deletes the table. It answers ErrNotInstalled when there is none, and ErrForeign when
+// it is not ours.
+func Remove() error {
+	library.Lock()
+	defer library.Unlock()
+	conn, err := dial()
+	if err != nil {
+		return err
+	}
+	if _, err := readNotes(conn); err != nil {
+		return err
+	}
+	conn.DelTable(table)
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("delete table inet curfew: %w", explain(err))
+	}
+	return nil
+}
