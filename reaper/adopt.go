@@ -1,0 +1,119 @@
+package reaper
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+	"curfew/reaper/sockdiag"
+)
+
+// Adopt makes entries for covered sockets that conntrack does not know, or knows the wrong way round: it takes the
+// first packet that it sees for the client's. Their age counts from now. It answers how many it made.
+func (r *Reaper) Adopt() (adopted int, err error) {
+	if err := r.lookAround(func(*conntrack.Entry) {}); err != nil {
+		return 0, fmt.Errorf("adopt open connections: %w", err)
+	}
+	var unknown []conntrack.Tuple
+	err = r.coveredSockets(func(_ *sockdiag.Socket, tuple conntrack.Tuple, _ *ctpolicy.Policy) error {
+		if !r.seen.has(tuple) {
+			r.seen.add(tuple) // over loopback both ends are here
+			unknown = append(unknown, tuple)
+		}
+		return nil
+	})
+	for _, tuple := range unknown {
+		made, one := r.adopt(tuple)
+		if one != nil {
+			err = errors.Join(err, one)
+		} else if made {
+			adopted++
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("adopt open connections: %w", err)
+	}
+	return adopted, err
+}
+
+// lookAround calls fn for every covered entry, whatever its state, and remembers them all.
+func (r *Reaper) lookAround(fn func(*conntrack.Entry)) error {
+	r.seen.reset()
+	return r.Flows.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
+		if r.Policies.Flow(e) != nil {
+			r.seen.add(e.Orig)
+			fn(e)
+		}
+		return nil
+	})
+}
+
+// adopt makes one entry. Packets of the connection may make one too at any time.
+func (r *Reaper) adopt(tuple conntrack.Tuple) (made bool, err error) {
+	for range maxTries {
+		e, err := r.Flows.Get(tuple, 0)
+		if err == nil && e.Orig == tuple {
+			return false, nil
+		}
+		if err == nil {
+			err = r.Flows.Delete(&e)
+		}
+		if err != nil && !gone(err) {
+			return false, err
+		}
+		err = r.Flows.Create(tuple, r.Judge.Defaults[conntrack.TimeoutEstablished])
+		if !errors.Is(err, unix.EEXIST) {
+			return err == nil, err
+		}
+	}
+	return false, fmt.Errorf("entry of %s is made anew again and again", tuple)
+}
+
+// PinAll schedules a pin for every covered flow, also for handshakes that are not complete, so that the kernel alone
+// ends them. Flows whose time is up already are struck. It answers how many flows no pin can help: those of policies
+// without max_age, and those whose deadline is too far away. Drain does the work.
+func (r *Reaper) PinAll() (without int, err error) {
+	now := r.now()
+	err = r.lookAround(func(e *conntrack.Entry) {
+		if ctpolicy.Pinned(e) || e.State >= conntrack.StateTimeWait || r.schedule.has(e) {
+			return
+		}
+		p := r.Policies.Flow(e)
+		d := ctpolicy.Deadline{At: r.Judge.Birth(e, now).Add(p.MaxAge), Cause: ctpolicy.CauseMaxAge}
+		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 {
+			without++
+			return
+		}
+		it := &item{entry: *e, policy: p, deadline: d, birth: r.Judge.Birth(e, now), step: stepPin, forced: true}
+		it.at = ctpolicy.PinAt(d.At, now)
+		r.schedule.add(it)
+	})
+	if err != nil {
+		err = fmt.Errorf("pin open connections: %w", err)
+	}
+	return without, err
+}
+
+// EndAll schedules the end of every covered flow that is open now.
+func (r *Reaper) EndAll() error {
+	now := r.now()
+	err := r.lookAround(func(e *conntrack.Entry) {
+		if !ctpolicy.Open(e) {
+			return
+		}
+		r.schedule.add(&item{
+			entry: *e, policy: r.Policies.Flow(e), birth: r.Judge.Birth(e, now),
+			deadline: ctpolicy.Deadline{At: now, Cause: CauseExisting, Passed: true}, step: stepStrike, forced: true, at: now,
+		})
+	})
+	if err != nil {
+		err = fmt.Errorf("end open connections: %w", err)
+	}
+	return err
+}
+
+// CauseExisting is the cause of an end by EndAll.
+const CauseExisting ctpolicy.Cause = "existing"

@@ -1,0 +1,119 @@
+package reaper
+
+import (
+	"time"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+)
+
+const (
+	// watchEvery is how finely the end of a pause is watched, whose entry counts whole seconds only.
+	watchEvery = 15 * time.Millisecond
+	// repeatAfter is the time between two tries to end a flow.
+	repeatAfter = 600 * time.Millisecond
+	maxTries    = 3
+)
+
+// advance does the next step of an item that has been popped, after a fresh look at its entry.
+func (r *Reaper) advance(it *item) {
+	if it.cookie != 0 {
+		r.advanceOrphan(it)
+		return
+	}
+	e, err := r.Flows.Again(&it.entry)
+	if err != nil {
+		r.unreadable(it, err)
+		return
+	}
+	it.entry = e
+	switch it.step {
+	case stepChallenge:
+		r.challenge(it)
+		return
+	case stepConfirm:
+		r.confirm(it)
+		return
+	}
+	if it.forced {
+		r.force(it)
+		return
+	}
+	if !ctpolicy.Open(&e) && !(it.step == stepStrike && ctpolicy.Pinned(&e)) {
+		r.schedule.drop(it)
+		return
+	}
+	now := r.now()
+	d := r.fresh(it, &e, now)
+	switch {
+	case d.Passed:
+		r.strike(it)
+	case d.At > now.Add(it.policy.Lead()):
+		r.schedule.drop(it) // it talked; a later sweep will find it again
+	case it.step == stepPin && d.Cause == ctpolicy.CauseMaxAge:
+		r.pin(it)
+	case d.Cause == ctpolicy.CauseIdle:
+		it.deadline = ctpolicy.Deadline{At: now, Cause: d.Cause} // not yet; so it passes after now
+		r.schedule.later(it, stepWatch, max(d.At, now.Add(watchEvery)))
+	default:
+		it.deadline = d
+		next, at := nextStep(&e, d, now)
+		r.schedule.later(it, next, max(at, now))
+	}
+}
+
+// force is for the items of PinAll and EndAll.
+func (r *Reaper) force(it *item) {
+	if it.step == stepPin && r.now() < it.deadline.At {
+		r.pin(it)
+		return
+	}
+	r.strike(it)
+}
+
+// fresh judges the entry as it is now. What was found before stays in force for max_age: reading a pinned entry again
+// would move its deadline by the fraction of a second that the kernel cuts.
+func (r *Reaper) fresh(it *item, e *conntrack.Entry, now ctpolicy.Instant) ctpolicy.Deadline {
+	if it.deadline.Cause == ctpolicy.CauseMaxAge && ctpolicy.Pinned(e) {
+		d := it.deadline
+		d.Passed = now >= d.At
+		return d
+	}
+	d := r.Judge.Deadline(it.policy, e, now)
+	if d.Passed && d.Cause == ctpolicy.CauseIdle && it.deadline.Cause != ctpolicy.CauseIdle {
+		it.deadline = ctpolicy.Deadline{At: min(d.At.Add(time.Second), now), Cause: d.Cause}
+	}
+	if d.Cause == ctpolicy.CauseMaxAge {
+		it.deadline = d
+	}
+	return d
+}
+
+// unreadable handles an item whose entry can't be read: mostly because the flow has ended by itself.
+func (r *Reaper) unreadable(it *item, err error) {
+	if gone(err) {
+		r.schedule.drop(it)
+		return
+	}
+	r.tryAgain(it, it.step, err)
+}
+
+// pin fixes the deadline in the kernel. From here on the flow ends even if the reaper dies.
+func (r *Reaper) pin(it *item) {
+	now := r.now()
+	seconds, _ := ctpolicy.PinTimeout(it.deadline.At, now)
+	if err := r.Flows.Pin(&it.entry, seconds); err != nil {
+		r.unreadable(it, err)
+		return
+	}
+	r.schedule.later(it, stepStrike, it.deadline.At)
+}
+
+// tryAgain repeats a step some times, and then reports a survivor.
+func (r *Reaper) tryAgain(it *item, s step, err error) {
+	if it.tries++; it.tries < maxTries {
+		r.schedule.later(it, s, r.now().Add(repeatAfter))
+		return
+	}
+	r.survived(it, err.Error())
+}

@@ -1,0 +1,206 @@
+// Package reaper ends flows whose time is up, at both ends: it sweeps the conntrack table, schedules what is due soon,
+// pins it in the kernel, strikes at the deadline and forgets. It holds no state that a restarted reaper could not
+// find again in the kernel.
+package reaper
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+	"curfew/reaper/sockdiag"
+)
+
+// Flows is what the reaper needs of conntrack.
+type Flows interface {
+	// Dump calls fn for every TCP entry that the filter takes, some perhaps twice. The entry is reused.
+	Dump(f conntrack.Filter, fn func(*conntrack.Entry) error) error
+	// Get and Again answer conntrack.ErrGone when there is no such entry, or another flow's.
+	Get(tuple conntrack.Tuple, zone uint16) (conntrack.Entry, error)
+	Again(e *conntrack.Entry) (conntrack.Entry, error)
+	Pin(e *conntrack.Entry, seconds uint32) error
+	Create(tuple conntrack.Tuple, seconds uint32) error
+	MarkClosed(e *conntrack.Entry) error
+	MarkOpen(e *conntrack.Entry) error
+	Delete(e *conntrack.Entry) error
+}
+
+// Sockets is what the reaper needs of this host's sockets.
+type Sockets interface {
+	// Lookup never answers a listener; sockdiag.ErrNotFound when there is no such connection.
+	Lookup(local, remote netip.AddrPort) (sockdiag.Socket, error)
+	List(q sockdiag.Query, fn func(*sockdiag.Socket) error) error
+	Listeners(fn func(local netip.AddrPort) error) error
+	// Destroy ends the socket that was looked up, and none other.
+	Destroy(s *sockdiag.Socket) error
+}
+
+// A Challenger makes the TCP at to show its sequence numbers, as if from had asked.
+type Challenger interface {
+	Send(from, to netip.AddrPort, attempt int) error
+}
+
+// Table is what the reaper needs of the installed rules. Its methods may be called from another goroutine.
+type Table interface {
+	// Beat keeps the rules' fallback asleep for a while.
+	Beat() error
+	// StopBeat wakes it.
+	StopBeat() error
+	// Note keeps a line for the next reaper.
+	Note(text string) error
+}
+
+// A Reaper ends the flows of one network namespace. Only one goroutine may use it.
+type Reaper struct {
+	Policies   *ctpolicy.Matcher
+	Judge      *ctpolicy.Judge
+	Flows      Flows
+	Sockets    Sockets
+	Challenger Challenger
+	Table      Table
+	Clock      ctpolicy.Clock
+	// Local tells whether an address is this host's own.
+	Local func(netip.Addr) bool
+	Log   *slog.Logger
+	// Ended is told of every flow that was to be ended; nil is allowed.
+	Ended func(*Result)
+	// BootID marks the notes.
+	BootID string
+
+	schedule *schedule
+	seen     seen
+	orphans  map[uint64]*orphan
+	round    uint64
+	listens  [1 << 10]uint64 // local ports that have a listener
+}
+
+// Init makes the reaper ready for use.
+func (r *Reaper) Init() {
+	r.schedule = newSchedule()
+	r.orphans = map[uint64]*orphan{}
+}
+
+// The sweep's interval follows from the shortest limit.
+const (
+	minInterval = 200 * time.Millisecond
+	maxInterval = time.Minute
+	beatEvery   = 3 * time.Second
+)
+
+// Interval is the time between sweeps: three for each lead.
+func (r *Reaper) Interval() time.Duration {
+	return min(max(r.Policies.Lead()/3, minInterval), maxInterval)
+}
+
+// Run sweeps and strikes until the context ends. Errors are logged and the next sweep tries again: a reaper that stops
+// at the first error would let flows overstay.
+func (r *Reaper) Run(ctx context.Context) {
+	progress := make(chan struct{}, 1)
+	beating := make(chan struct{})
+	go func() { defer close(beating); r.beat(ctx, progress) }()
+	defer func() { <-beating }()
+
+	sweepAt := r.now()
+	for ctx.Err() == nil {
+		now := r.now()
+		if now >= sweepAt {
+			if err := r.Sweep(); err != nil {
+				r.Log.Error("sweep", "error", err)
+			}
+			sweepAt = now.Add(r.Interval())
+		}
+		r.serve()
+		select {
+		case progress <- struct{}{}:
+		default:
+		}
+		r.wait(ctx, min(sweepAt, r.nextAt(sweepAt)))
+	}
+}
+
+func (r *Reaper) now() ctpolicy.Instant { return r.Clock.Now().Boot }
+
+func (r *Reaper) nextAt(otherwise ctpolicy.Instant) ctpolicy.Instant {
+	if it := r.schedule.next(); it != nil {
+		return it.at
+	}
+	return otherwise
+}
+
+func (r *Reaper) wait(ctx context.Context, until ctpolicy.Instant) {
+	timer := time.NewTimer(until.Sub(r.now()))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// beat keeps the heartbeat going as long as the sweeping makes progress: a reaper that hangs must not keep the fallback
+// asleep. It has its own goroutine, because a transaction takes milliseconds.
+func (r *Reaper) beat(ctx context.Context, progress <-chan struct{}) {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	lost := false
+	for {
+		select {
+		case <-ctx.Done():
+			if err := r.Table.StopBeat(); err != nil && !lost {
+				r.Log.Error("stop the heartbeat", "error", err)
+			}
+			return
+		case <-tick.C:
+		}
+		select {
+		case <-progress:
+		default:
+			if r.Interval() <= beatEvery {
+				continue
+			}
+		}
+		err := r.Table.Beat()
+		if err != nil && !lost {
+			r.Log.Error("the rules are gone: only this reaper enforces limits now; send SIGHUP or run `curfew apply` to install them again",
+				"error", err)
+		}
+		lost = err != nil
+	}
+}
+
+// serve does everything that is due.
+func (r *Reaper) serve() {
+	for {
+		it := r.schedule.next()
+		if it == nil || it.at > r.now() {
+			return
+		}
+		r.advance(r.schedule.pop())
+	}
+}
+
+// Drain serves the schedule until all flows in it are pinned or ended; those that are only waiting for their deadline
+// are left to the kernel and to the next pass.
+func (r *Reaper) Drain(ctx context.Context) {
+	for ctx.Err() == nil {
+		it := r.schedule.next()
+		if it == nil {
+			return
+		}
+		if waiting := it.step == stepStrike || it.step == stepWatch; waiting && it.at > r.now() {
+			r.schedule.drop(r.schedule.pop())
+			continue
+		}
+		r.wait(ctx, it.at)
+		r.serve()
+	}
+}
+
+// Scheduled is the number of flows that are due within lead.
+func (r *Reaper) Scheduled() int { return r.schedule.len() }
+
+// gone tells that an entry does not exist any more, which is no error.
+func gone(err error) bool { return errors.Is(err, conntrack.ErrGone) }

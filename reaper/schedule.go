@@ -1,0 +1,118 @@
+package reaper
+
+import (
+	"container/heap"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+)
+
+// A step is what is to be done next for a scheduled flow.
+type step int
+
+const (
+	stepPin       step = iota // fix the deadline in the kernel
+	stepWatch                 // look whether the idle limit has passed
+	stepStrike                // end it
+	stepChallenge             // make a remote end show its numbers
+	stepConfirm               // see whether the challenge was answered
+)
+
+// An item is a flow whose time is nearly up.
+type item struct {
+	entry    conntrack.Entry
+	cookie   uint64 // of a socket without an entry; else 0
+	policy   *ctpolicy.Policy
+	deadline ctpolicy.Deadline
+	birth    ctpolicy.Instant
+
+	// forced says to do the step without judging the flow again, and then to leave it to the kernel.
+	forced bool
+	step   step
+	at     ctpolicy.Instant // when to do it
+	tries  int
+	sent   ctpolicy.Instant // the last challenge
+}
+
+// identity is what makes a flow the same flow; the tuple alone may be used again.
+type identity struct {
+	tuple  conntrack.Tuple
+	id     uint32
+	start  int64
+	cookie uint64
+}
+
+func (it *item) identity() identity {
+	return identity{it.entry.Orig, it.entry.ID, it.entry.Start, it.cookie}
+}
+
+// A schedule holds the flows that are due within lead, first things first.
+type schedule struct {
+	queue queue
+	known map[identity]*item
+}
+
+func newSchedule() *schedule { return &schedule{known: map[identity]*item{}} }
+
+// add schedules a flow, unless it is scheduled already.
+func (s *schedule) add(it *item) {
+	if _, ok := s.known[it.identity()]; ok {
+		return
+	}
+	s.known[it.identity()] = it
+	heap.Push(&s.queue, it)
+}
+
+// has tells whether the flow of an entry is scheduled. It does not allocate.
+func (s *schedule) has(e *conntrack.Entry) bool {
+	_, ok := s.known[identity{e.Orig, e.ID, e.Start, 0}]
+	return ok
+}
+
+// next is the item to be served first, or nil.
+func (s *schedule) next() *item {
+	if len(s.queue) == 0 {
+		return nil
+	}
+	return s.queue[0]
+}
+
+// pop takes the first item out of the queue; it stays known until drop.
+func (s *schedule) pop() *item { return heap.Pop(&s.queue).(*item) }
+
+// later puts a popped item back.
+func (s *schedule) later(it *item, step step, at ctpolicy.Instant) {
+	it.step, it.at = step, at
+	heap.Push(&s.queue, it)
+}
+
+// drop forgets a popped item.
+func (s *schedule) drop(it *item) { delete(s.known, it.identity()) }
+
+// len is the number of flows in the schedule.
+func (s *schedule) len() int { return len(s.known) }
+
+// A queue is a heap of items by time.
+type queue []*item
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].at < q[j].at }
+
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+}
+
+// Push is for package heap.
+func (q *queue) Push(x any) {
+	it := x.(*item)
+	*q = append(*q, it)
+}
+
+// Pop is for package heap.
+func (q *queue) Pop() any {
+	last := len(*q) - 1
+	it := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	return it
+}

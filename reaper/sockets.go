@@ -1,0 +1,149 @@
+package reaper
+
+import (
+	"net/netip"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+	"curfew/reaper/sockdiag"
+)
+
+// openSockets are the states of a connection whose handshake is complete.
+var openSockets = sockdiag.States(sockdiag.Established, sockdiag.FinWait1, sockdiag.FinWait2, sockdiag.CloseWait,
+	sockdiag.LastAck, sockdiag.Closing)
+
+// coveredSockets calls fn for the sockets of this host that a policy covers, with the tuple as the client sent its
+// first packet. The client is the other side where the local port has a listener. A local port without one is a
+// client's, so there the remote port decides.
+func (r *Reaper) coveredSockets(fn func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error) error {
+	clear(r.listens[:])
+	err := r.Sockets.Listeners(func(local netip.AddrPort) error {
+		r.listens[local.Port()/64] |= 1 << (local.Port() % 64)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	ports := r.Policies.Ports()
+	ranges := make([]sockdiag.PortRange, len(ports))
+	for i, p := range ports {
+		ranges[i] = sockdiag.PortRange(p)
+	}
+	query := sockdiag.Query{States: openSockets, LocalPorts: ranges, RemotePorts: ranges}
+	return r.Sockets.List(query, func(s *sockdiag.Socket) error {
+		if tuple, p := r.direction(s); p != nil {
+			return fn(s, tuple, p)
+		}
+		return nil
+	})
+}
+
+func (r *Reaper) direction(s *sockdiag.Socket) (conntrack.Tuple, *ctpolicy.Policy) {
+	local := s.Local.Port()
+	if r.listens[local/64]&(1<<(local%64)) != 0 {
+		if p := r.Policies.Port(local); p != nil {
+			return conntrack.Tuple{Src: s.Remote, Dst: s.Local}, p
+		}
+	}
+	return conntrack.Tuple{Src: s.Local, Dst: s.Remote}, r.Policies.Port(s.Remote.Port())
+}
+
+// An orphan is a covered socket that conntrack does not know: its table was flushed or is full, or its packets are not
+// tracked. Its age counts from when it was first seen: late rather than early.
+type orphan struct {
+	tuple conntrack.Tuple
+	first ctpolicy.Instant
+	round uint64 // the last sweep that saw it
+}
+
+// sweepSockets schedules orphans that are due within lead.
+func (r *Reaper) sweepSockets() error {
+	r.round++
+	var due []*item
+	err := r.coveredSockets(func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error {
+		if r.seen.has(tuple) || (r.orphans[s.Cookie] == nil && r.tracked(tuple)) {
+			return nil
+		}
+		o := r.orphans[s.Cookie]
+		if o == nil {
+			o = &orphan{tuple: tuple, first: r.now()}
+			r.orphans[s.Cookie] = o
+		}
+		o.round = r.round
+		d := orphanDeadline(p, o, s, r.now())
+		if d.At <= r.now().Add(p.Lead()) {
+			due = append(due, r.newOrphanItem(s.Cookie, o, p, d))
+		}
+		return nil
+	})
+	for cookie, o := range r.orphans {
+		if err == nil && o.round != r.round {
+			delete(r.orphans, cookie)
+		}
+	}
+	for _, it := range due {
+		r.schedule.add(it)
+	}
+	return err
+}
+
+// tracked tells that conntrack knows the flow after all: it was born during the sweep.
+func (r *Reaper) tracked(tuple conntrack.Tuple) bool {
+	e, err := r.Flows.Get(tuple, 0)
+	return err == nil && e.Orig == tuple
+}
+
+func (r *Reaper) newOrphanItem(cookie uint64, o *orphan, p *ctpolicy.Policy, d ctpolicy.Deadline) *item {
+	it := &item{cookie: cookie, policy: p, deadline: d, birth: o.first, step: stepStrike, at: d.At}
+	it.entry.Orig = o.tuple
+	it.entry.Reply = conntrack.Tuple{Src: o.tuple.Dst, Dst: o.tuple.Src}
+	return it
+}
+
+// orphanDeadline takes the pause from the socket itself.
+func orphanDeadline(p *ctpolicy.Policy, o *orphan, s *sockdiag.Socket, now ctpolicy.Instant) ctpolicy.Deadline {
+	var d ctpolicy.Deadline
+	if p.MaxAge > 0 {
+		d = ctpolicy.Deadline{At: o.first.Add(p.MaxAge), Cause: ctpolicy.CauseMaxAge}
+	}
+	if pause, ok := pauseOf(s); ok && p.Idle > 0 {
+		if at := now.Add(p.Idle - pause); d.Cause == "" || at < d.At {
+			d = ctpolicy.Deadline{At: at, Cause: ctpolicy.CauseIdle}
+		}
+	}
+	if d.Cause == "" {
+		return ctpolicy.Deadline{At: now.Add(p.Idle), Cause: ctpolicy.CauseIdle}
+	}
+	d.Passed = now >= d.At
+	return d
+}
+
+// advanceOrphan ends the socket, if it is still the one that was seen and its time is up.
+func (r *Reaper) advanceOrphan(it *item) {
+	o := r.orphans[it.cookie]
+	sockets, err := r.lookup(it)
+	if err != nil {
+		r.tryAgain(it, stepStrike, err)
+		return
+	}
+	for i := range sockets {
+		s := &sockets[i]
+		if s.Cookie != it.cookie || o == nil || r.tracked(o.tuple) {
+			continue
+		}
+		d := orphanDeadline(it.policy, o, s, r.now())
+		if !d.Passed {
+			r.schedule.drop(it) // it talked; the next sweep decides
+			return
+		}
+		it.deadline = d
+		if err := r.destroy(sockets[i : i+1]); err != nil {
+			r.tryAgain(it, stepStrike, err)
+			return
+		}
+		r.schedule.drop(it)
+		r.report(it, MethodSocket, "")
+		return
+	}
+	r.schedule.drop(it) // it ended by itself, or conntrack knows it now
+}

@@ -1,0 +1,119 @@
+package reaper
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+	"curfew/reaper/sockdiag"
+)
+
+// idleSlack is how far the socket's own clock may differ from conntrack's.
+const idleSlack = 20 * time.Millisecond
+
+// An end is one side of a flow, by the addresses that this side knows: the client the original tuple, the server the
+// reply tuple.
+type end struct{ local, remote netip.AddrPort }
+
+func ends(e *conntrack.Entry) [2]end {
+	return [2]end{{e.Orig.Src, e.Orig.Dst}, {e.Reply.Src, e.Reply.Dst}}
+}
+
+// strike ends a flow whose time is up. The sockets are looked up first and the entry is read again after that: if it
+// is still the same flow's, then so are the sockets, because a new connection on the same tuple gets a new entry.
+func (r *Reaper) strike(it *item) {
+	sockets, err := r.lookup(it)
+	if err != nil {
+		r.tryAgain(it, stepStrike, err)
+		return
+	}
+	e, err := r.Flows.Again(&it.entry)
+	if err != nil {
+		r.unreadable(it, err)
+		return
+	}
+	it.entry = e
+	if it.deadline.Cause == ctpolicy.CauseIdle && r.talks(it, sockets) {
+		return
+	}
+	if !ctpolicy.Pinned(&e) {
+		// From now on the rule answers what either end still sends.
+		seconds, _ := ctpolicy.PinTimeout(it.deadline.At, r.now())
+		if err := r.Flows.Pin(&e, seconds); err != nil {
+			r.unreadable(it, err)
+			return
+		}
+	}
+	if len(sockets) == 0 {
+		r.schedule.later(it, stepChallenge, max(r.now(), it.deadline.At.Add(ruleDelay)))
+		return
+	}
+	if err := r.destroy(sockets); err != nil {
+		r.tryAgain(it, stepStrike, err)
+		return
+	}
+	r.forget(it, MethodSocket)
+}
+
+// lookup finds the ends of a flow that are sockets of this host.
+func (r *Reaper) lookup(it *item) ([]sockdiag.Socket, error) {
+	var found []sockdiag.Socket
+	for _, end := range ends(&it.entry) {
+		s, err := r.Sockets.Lookup(end.local, end.remote)
+		if errors.Is(err, sockdiag.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look up the socket %s: %w", end.local, err)
+		}
+		found = append(found, s)
+	}
+	return found, nil
+}
+
+// talks tells that the entry pauses and a socket does not, because its packets pass conntrack by; then the item is put
+// off until the socket's own pause is long enough.
+func (r *Reaper) talks(it *item, sockets []sockdiag.Socket) bool {
+	for i := range sockets {
+		pause, ok := pauseOf(&sockets[i])
+		if ok && pause < it.policy.Idle-idleSlack {
+			r.schedule.later(it, stepWatch, r.now().Add(it.policy.Idle-pause))
+			return true
+		}
+	}
+	return false
+}
+
+// pauseOf is how long a socket has neither sent nor received anything.
+func pauseOf(s *sockdiag.Socket) (time.Duration, bool) {
+	return min(s.LastSent, s.LastRecv, s.LastAck), s.HasInfo
+}
+
+// destroy ends the sockets. One that has ended meanwhile is no error.
+func (r *Reaper) destroy(sockets []sockdiag.Socket) error {
+	for i := range sockets {
+		err := r.Sockets.Destroy(&sockets[i])
+		if err != nil && !errors.Is(err, sockdiag.ErrNotFound) {
+			return fmt.Errorf("end the socket %s: %w", sockets[i].Local, err)
+		}
+	}
+	return nil
+}
+
+// forget lets the client use its port again at once, and reports the end.
+func (r *Reaper) forget(it *item, method Method) {
+	r.schedule.drop(it)
+	if err := r.Flows.MarkClosed(&it.entry); err != nil && !gone(err) {
+		r.Log.Warn("mark the entry of an ended connection", "flow", it.entry.Orig, "error", err)
+	}
+	r.report(it, method, "")
+}
+
+// survived gives up for now. A later sweep finds the flow again, if it is still there.
+func (r *Reaper) survived(it *item, reason string) {
+	r.schedule.drop(it)
+	r.report(it, MethodNone, reason)
+}
