@@ -1,6 +1,7 @@
 package ctpolicy
 
 import (
+	"slices"
 	"time"
 
 	"curfew/ctpolicy/conntrack"
@@ -55,4 +56,9 @@ func (m *Matcher) Lead() time.Duration {
 		lead = min(lead, m.policies[i].Lead())
 	}
 	return lead
+}
+
+// HasIdle tells whether a policy limits pauses.
+func (m *Matcher) HasIdle() bool {
+	return slices.ContainsFunc(m.policies, func(p Policy) bool { return p.Idle > 0 })
 }

@@ -29,7 +29,7 @@ func (r *Reaper) coveredSockets(fn func(s *sockdiag.Socket, tuple conntrack.Tupl
 	for i, p := range ports {
 		ranges[i] = sockdiag.PortRange(p)
 	}
-	query := sockdiag.Query{States: openSockets, LocalPorts: ranges, RemotePorts: ranges}
+	query := sockdiag.Query{States: openSockets, LocalPorts: ranges, RemotePorts: ranges, Info: r.Policies.HasIdle()}
 	return r.Sockets.List(query, func(s *sockdiag.Socket) error {
 		if tuple, p := r.direction(s); p != nil {
 			return fn(s, tuple, p)

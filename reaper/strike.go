@@ -63,13 +63,13 @@ func (r *Reaper) lookup(it *item) ([]sockdiag.Socket, error) {
 	var found []sockdiag.Socket
 	for _, end := range ends(&it.entry) {
 		s, err := r.Sockets.Lookup(end.local, end.remote)
-		if errors.Is(err, sockdiag.ErrNotFound) {
-			continue
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, sockdiag.ErrNotFound) {
 			return nil, fmt.Errorf("look up the socket %s: %w", end.local, err)
 		}
-		found = append(found, s)
+		// The remains of a closed socket (TIME_WAIT, or FIN_WAIT2 without a process) can't be destroyed.
+		if err == nil && openSockets&sockdiag.States(s.State) != 0 {
+			found = append(found, s)
+		}
 	}
 	return found, nil
 }

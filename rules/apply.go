@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
 )
 
 // ErrRegisterSize says that the installed register has another size.
@@ -41,18 +42,17 @@ func Apply(c Config) error {
 		return fmt.Errorf("build table inet curfew: %w", tx.err)
 	}
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("install table inet curfew: %w", explain(err))
+		return fmt.Errorf("install table inet curfew: %w", explainPermission(err))
 	}
 	return nil
 }
 
-// explain adds what is missing to the errors that a person can do something about.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w (needs CAP_NET_ADMIN: run it as root)", err)
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("%w (a part of the kernel is missing: `curfew selftest` says which)", err)
+// ErrPermission says that the process may not change the rules.
+var ErrPermission = errors.New("needs CAP_NET_ADMIN")
+
+func explainPermission(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w (%w)", ErrPermission, err)
 	}
 	return err
 }
@@ -129,13 +129,17 @@ func (tx *transaction) objects() {
 			tx.object(counterName(p.Name, count), nftables.ObjTypeCounter, &expr.Counter{})
 		}
 		timeouts := p.Timeouts(tx.config.Defaults)
-		policy := expr.CtStatePolicyTimeout{}
-		for state, seconds := range timeouts {
-			policy[uint16(state)] = seconds
-		}
-		tx.object(timeoutName(p.Name, timeouts), nftables.ObjTypeCtTimeout,
-			&expr.CtTimeout{L3Proto: unix.NFPROTO_INET, L4Proto: unix.IPPROTO_TCP, Policy: policy})
+		tx.object(timeoutName(p.Name, timeouts), nftables.ObjTypeCtTimeout, ctTimeout(timeouts))
 	}
+}
+
+// ctTimeout names all states: the library fills the others with what it was given last.
+func ctTimeout(timeouts conntrack.Timeouts) *expr.CtTimeout {
+	policy := expr.CtStatePolicyTimeout{}
+	for state, seconds := range timeouts {
+		policy[uint16(state)] = seconds
+	}
+	return &expr.CtTimeout{L3Proto: unix.NFPROTO_INET, L4Proto: unix.IPPROTO_TCP, Policy: policy}
 }
 
 func (tx *transaction) object(name string, kind nftables.ObjType, value expr.Any) {

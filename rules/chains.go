@@ -131,7 +131,7 @@ func enforcePolicy(p *ctpolicy.Policy) chain {
 
 // probeChain keeps our challenges away from conntrack and NAT.
 func probeChain(mark uint32) chain {
-	return chain{name: "probe", hook: nftables.ChainHookOutput, priority: priorityProbe, rules: []rule{{exprs: exprs{
+	return chain{name: chainProbe, hook: nftables.ChainHookOutput, priority: priorityProbe, rules: []rule{{exprs: exprs{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg}, equal(native32(mark)), &expr.Notrack{},
 	}}}}
 }

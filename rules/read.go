@@ -30,6 +30,7 @@ type Installed struct {
 	// Notes are what Config.Notes said, oldest first.
 	Notes        []string
 	RegisterSize uint32
+	Mark         uint32
 	Reaper       Reaper
 
 	chains  []string
@@ -71,7 +72,7 @@ func Read() (*Installed, error) {
 		return nil, err
 	}
 	in := &Installed{Notes: notes, Counters: map[string]map[string]Counter{}, Timeouts: map[string][]uint32{}}
-	for _, read := range []func(*nftables.Conn) error{in.readChains, in.readSets, in.readPolicies, in.readObjects, in.readAlive} {
+	for _, read := range []func(*nftables.Conn) error{in.readChains, in.readSets, in.readPolicies, in.readObjects, in.readAlive, in.readMark} {
 		if err := read(conn); err != nil {
 			return nil, fmt.Errorf("read table inet curfew: %w", err)
 		}
@@ -85,7 +86,7 @@ func readNotes(conn *nftables.Conn) ([]string, error) {
 		if errors.Is(err, unix.ENOENT) {
 			return nil, ErrNotInstalled
 		}
-		return nil, fmt.Errorf("read table inet curfew: %w", explain(err))
+		return nil, fmt.Errorf("read table inet curfew: %w", explainPermission(err))
 	}
 	notes, err := comments(conn, chainAbout)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
@@ -256,6 +257,22 @@ func comments(conn *nftables.Conn, chain string) ([]string, error) {
 		}
 	}
 	return texts, nil
+}
+
+// readMark finds the mark that the probe chain compares with.
+func (in *Installed) readMark(conn *nftables.Conn) error {
+	rules, err := conn.GetRules(table, &nftables.Chain{Name: chainProbe, Table: table})
+	if err != nil {
+		return fmt.Errorf("read chain %s: %w", chainProbe, err)
+	}
+	for _, r := range rules {
+		for _, word := range r.Exprs {
+			if cmp, ok := word.(*expr.Cmp); ok && len(cmp.Data) == 4 {
+				in.Mark = binary.NativeEndian.Uint32(cmp.Data)
+			}
+		}
+	}
+	return nil
 }
 
 func noteRule(note string) *nftables.Rule {

@@ -16,7 +16,7 @@ func Remove() error {
 	}
 	conn.DelTable(table)
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("delete table inet curfew: %w", explain(err))
+		return fmt.Errorf("delete table inet curfew: %w", explainPermission(err))
 	}
 	return nil
 }

@@ -59,6 +59,7 @@ const (
 	chainAbout   = "about"
 	chainTrack   = "track"
 	chainEnforce = "enforce"
+	chainProbe   = "probe"
 )
 
 // The names of a policy's chains and counters. Each has a suffix, so that no policy's name is a keyword of nft.

@@ -121,7 +121,7 @@ func TestReadBack(t *testing.T) {
 	if want := map[string][]uint32{"ldap": {601}, "web": {40}, "ssh": {7201}}; !reflect.DeepEqual(got.Timeouts, want) {
 		t.Errorf("timeouts: %v, want %v", got.Timeouts, want)
 	}
-	if !reflect.DeepEqual(got.Notes, c.Notes) || got.RegisterSize != c.RegisterSize {
+	if !reflect.DeepEqual(got.Notes, c.Notes) || got.RegisterSize != c.RegisterSize || got.Mark != c.Mark {
 		t.Errorf("notes %q, register of %d", got.Notes, got.RegisterSize)
 	}
 	if got.Reaper.Alive {
@@ -299,5 +299,30 @@ func TestManyPorts(t *testing.T) {
 	in(t, h, func() error { return rules.Apply(c) })
 	if got := read(t, h).Policies; !reflect.DeepEqual(got, c.Policies) {
 		t.Errorf("%d ranges came back of %d", len(got[0].Ports), len(p.Ports))
+	}
+}
+
+func TestFeatures(t *testing.T) {
+	h := netnstest.NewHost(t, "host")
+	for _, f := range rules.Features() {
+		if err := h.Do(f.Probe); err != nil {
+			t.Error(err)
+		}
+	}
+	if left := nft(t, h, "", "list", "ruleset"); left != "" {
+		t.Errorf("probes left behind:\n%s", left)
+	}
+}
+
+func TestLabelUsers(t *testing.T) {
+	h := netnstest.NewHost(t, "host")
+	in(t, h, func() error { return rules.Apply(config(t)) })
+	nft(t, h, `
+table inet mine { chain sets { ct label set 127; }; chain asks { ct label 126 accept; }; chain harmless { ct label set 5; meta mark set 1; }; }
+table ip none { chain c { counter; }; }`, "-f", "-")
+	var users []string
+	in(t, h, func() (err error) { users, err = rules.LabelUsers(); return err })
+	if want := []string{"mine sets", "mine asks"}; !reflect.DeepEqual(users, want) {
+		t.Errorf("users %q, want %q", users, want)
 	}
 }

@@ -1,0 +1,34 @@
+package conntrack
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// Label is a flow's set of 128 label bits, byte for byte as the kernel sends it: a bitmap of unsigned longs
+// in the host's byte order (include/net/netfilter/nf_conntrack_labels.h). All zero means no label.
+type Label [16]byte
+
+// Has tells whether a bit is set, from 0 to 127.
+func (l Label) Has(bit int) bool {
+	if bit < 0 || bit >= 8*len(l) {
+		return false
+	}
+	return l[labelByte(bit)]&(1<<(bit%8)) != 0
+}
+
+// labelByte is the index of the byte that holds bit on this machine. It takes the kernel's unsigned long to be as wide
+// as our uint.
+func labelByte(bit int) int { return byteInBitmap(bit, bits.UintSize/8, bigEndian()) }
+
+// byteInBitmap is labelByte for a given number of bytes in a word, and their order.
+func byteInBitmap(bit, wordSize int, big bool) int {
+	i := bit / 8
+	if !big {
+		return i
+	}
+	word := i - i%wordSize
+	return word + wordSize - 1 - i%wordSize
+}
+
+func bigEndian() bool { return binary.NativeEndian.Uint16([]byte{0, 1}) == 1 }

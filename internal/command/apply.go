@@ -1,0 +1,101 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"curfew/ctpolicy"
+	"curfew/reaper"
+	"curfew/rules"
+)
+
+func applyCommand(env *Env) *cli.Command {
+	d, flags := installFlags()
+	return &cli.Command{
+		Name:  "apply",
+		Usage: "install limits in the kernel, without a process of ours",
+		Description: `Installs the table inet curfew, and pins every covered connection that is open already. From then on the kernel
+alone ends connections at their limit: at the next packet, for the end that sends it. A reaper (curfew run, or curfew
+reap from a timer) adds the idle ones, both ends at once, and milliseconds.
+
+   curfew apply --port 389,636 --max-age 1h
+   curfew apply --name web --port 8000-8010 --max-age 30m --idle 5m
+` + severalPolicies,
+		Flags: flags,
+		Action: func(c *cli.Context) error {
+			o, err := parseOptions(c, d)
+			if err != nil {
+				return err
+			}
+			return apply(c.Context, env, o)
+		},
+	}
+}
+
+func apply(ctx context.Context, env *Env, o *options) (err error) {
+	k, err := openKernel(o.mark)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	in, err := install(env, k, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rules.StopBeat()) }()
+	r, err := k.newReaper(env, in, false)
+	if err != nil {
+		return err
+	}
+	t := &tally{}
+	r.Ended = t.count
+	adopted, err := r.Adopt()
+	if err != nil {
+		return explain(err)
+	}
+	if o.reset {
+		if err := r.EndAll(); err != nil {
+			return explain(err)
+		}
+		r.Drain(ctx)
+	}
+	without, err := r.PinAll()
+	if err != nil {
+		return explain(err)
+	}
+	pinned := r.Scheduled()
+	r.Drain(ctx)
+	printApplied(env, in, adopted, pinned, without, t)
+	return nil
+}
+
+func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t *tally) {
+	for i := range in.Policies {
+		p := &in.Policies[i]
+		fmt.Fprintf(env.Stdout, "%s: port %s, %s\n", p.Name, ctpolicy.FormatPorts(p.Ports), p)
+	}
+	fmt.Fprintf(env.Stdout, "installed; %d open connections pinned, %d of them new to conntrack; %d ended\n", pinned, adopted, t.ended)
+	if without > 0 {
+		fmt.Fprintf(env.Stdout, "%d open connections have a limit that only a reaper can enforce\n", without)
+	}
+	if t.survived > 0 {
+		fmt.Fprintf(env.Stdout, "%d connections could not be ended\n", t.survived)
+	}
+	fmt.Fprintln(env.Stdout, `The kernel now ends connections that send, at the sender's end. For idle connections, for both ends at once and
+to the millisecond, run a reaper with the same limits: curfew run …, or every minute: curfew reap`)
+}
+
+// A tally counts results.
+type tally struct{ ended, survived int }
+
+func (t *tally) count(r *reaper.Result) {
+	switch r.Method {
+	case reaper.MethodNone:
+		t.survived++
+	case reaper.MethodSocket, reaper.MethodRule:
+		t.ended++
+	}
+}

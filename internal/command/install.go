@@ -1,0 +1,137 @@
+package command
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+	"curfew/rules"
+)
+
+// timestampNote says what `remove` has to put back.
+const timestampNote = "nf_conntrack_timestamp was "
+
+// install puts the table and the sysctl in place. Until the heartbeat of the table lapses, nothing is ended that was
+// open before.
+func install(env *Env, k *kernel, o *options) (*rules.Installed, error) {
+	old, err := rules.Read()
+	if err != nil && !errors.Is(err, rules.ErrNotInstalled) {
+		return nil, explain(err)
+	}
+	if old != nil && old.Reaper.Running() && old.Reaper.PID != os.Getpid() {
+		return nil, busy(old.Reaper)
+	}
+	config := rules.Config{Policies: o.policies, RegisterSize: o.registerSize, Mark: o.mark, Adopting: true}
+	if config.Defaults, err = loadConntrack(); err != nil {
+		return nil, err
+	}
+	if err := warnLabels(env); err != nil {
+		return nil, explain(err)
+	}
+	if old == nil {
+		// A label of an earlier installation would make a flow look overdue.
+		if err := clearLabels(k); err != nil {
+			return nil, explain(err)
+		}
+	}
+	if config.Notes, err = newNotes(env, old); err != nil {
+		return nil, explain(err)
+	}
+	if err := rules.Apply(config); err != nil {
+		if errors.Is(err, rules.ErrRegisterSize) {
+			return nil, usage(err)
+		}
+		return nil, explain(missing(err, rules.Features()))
+	}
+	if err := conntrack.SetTimestamps(true); err != nil {
+		if old == nil {
+			err = errors.Join(err, rules.Remove())
+		}
+		return nil, explain(err)
+	}
+	in, err := rules.Read()
+	return in, explain(err)
+}
+
+// busy says who reaps here already.
+func busy(r rules.Reaper) error {
+	if r.PID == 0 {
+		return hint(errors.New("another curfew is installing its rules right now"), "try again in %d seconds", int(rules.Heartbeat.Seconds()))
+	}
+	return hint(fmt.Errorf("a reaper is running already (pid %d)", r.PID),
+		"stop it first: kill %d, or systemctl stop curfew if that started it", r.PID)
+}
+
+// loadConntrack makes sure that conntrack is loaded, and answers its timeouts. Its sysctls exist only once it is.
+func loadConntrack() (conntrack.Timeouts, error) {
+	timeouts, err := conntrack.NamespaceTimeouts()
+	if !errors.Is(err, fs.ErrNotExist) {
+		return timeouts, explain(err)
+	}
+	for _, f := range rules.Features() {
+		if err := f.Probe(); err != nil {
+			return timeouts, explain(missing(err, []rules.Feature{f}))
+		}
+	}
+	timeouts, err = conntrack.NamespaceTimeouts()
+	return timeouts, explain(err)
+}
+
+func warnLabels(env *Env) error {
+	users, err := rules.LabelUsers()
+	for _, user := range users {
+		fmt.Fprintf(env.Stderr, "curfew: warning: chain %s uses ct label %d or %d, which are curfew's: limits may come early or late\n",
+			user, ctpolicy.LabelTracked, ctpolicy.LabelRegistered)
+	}
+	return err
+}
+
+// newNotes are what the table must remember and does not yet.
+func newNotes(env *Env, old *rules.Installed) ([]string, error) {
+	reading := env.Clock.Now()
+	var notes []string
+	if old == nil || oldTimestamps(old.Notes) == "" {
+		on, err := conntrack.Timestamps()
+		if err != nil {
+			return nil, err
+		}
+		value := "0"
+		if on {
+			value = "1"
+		}
+		notes = append(notes, timestampNote+value)
+	}
+	if old == nil || ctpolicy.NewTimeline(clockNotes(old.Notes)...).Observe(reading) || len(clockNotes(old.Notes)) == 0 {
+		notes = append(notes, reading.Note(ctpolicy.BootID()))
+	}
+	return notes, nil
+}
+
+// oldTimestamps is the sysctl's value before curfew came, or "".
+func oldTimestamps(notes []string) string {
+	for _, note := range notes {
+		if value, ok := strings.CutPrefix(note, timestampNote); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// clearLabels takes our label bits from all flows.
+func clearLabels(k *kernel) error {
+	var labelled []conntrack.Entry
+	err := k.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
+		if e.HasLabel(ctpolicy.LabelTracked) || e.HasLabel(ctpolicy.LabelRegistered) {
+			labelled = append(labelled, *e)
+		}
+		return nil
+	})
+	for i := range labelled {
+		err = errors.Join(err, k.ClearLabels(&labelled[i], ctpolicy.LabelTracked, ctpolicy.LabelRegistered))
+	}
+	return err
+}

@@ -1,0 +1,175 @@
+package command
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+	"curfew/reaper"
+	"curfew/reaper/challenge"
+	"curfew/reaper/sockdiag"
+	"curfew/rules"
+)
+
+// dumpBuffer is the receive buffer of the sweep: the kernel stops a dump while it is full.
+const dumpBuffer = 1 << 20
+
+// A kernel holds the open doors to the kernel that a reaper needs.
+type kernel struct {
+	*conntrack.Dumper
+	*conntrack.Table
+	sockets    *sockdiag.Conn
+	challenges *challenge.Sender
+}
+
+// openKernel opens all doors and looks through each once: that loads modules, so that nothing is late later, and tells
+// what is missing before anything is changed.
+func openKernel(mark uint32) (k *kernel, err error) {
+	if k, err = openConntrack(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			k.Close()
+		}
+	}()
+	if k.sockets, err = sockdiag.Open(); err != nil {
+		return nil, explain(err)
+	}
+	if err = k.sockets.Probe(); err != nil {
+		return nil, explain(err)
+	}
+	if k.challenges, err = challenge.Open(mark); err != nil {
+		return nil, explain(err)
+	}
+	return k, nil
+}
+
+// openConntrack opens only the doors to conntrack.
+func openConntrack() (*kernel, error) {
+	dumper, err := conntrack.Open(dumpBuffer)
+	if err != nil {
+		return nil, explain(err)
+	}
+	table, err := conntrack.OpenTable()
+	if err != nil {
+		dumper.Close()
+		return nil, explain(err)
+	}
+	return &kernel{Dumper: dumper, Table: table}, nil
+}
+
+// Close closes what was opened.
+func (k *kernel) Close() {
+	if k.sockets != nil {
+		k.sockets.Close()
+	}
+	if k.challenges != nil {
+		k.challenges.Close()
+	}
+	k.Dumper.Close()
+	k.Table.Close()
+}
+
+// explain tells what a person can do about an error of the kernel.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, rules.ErrPermission), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return hint(err, "curfew needs CAP_NET_ADMIN and CAP_NET_RAW: run it as root, for example with sudo")
+	case errors.Is(err, sockdiag.ErrUnsupported):
+		return hint(err, "this kernel can't end sockets: it needs CONFIG_INET_DIAG_DESTROY (Linux 4.9)")
+	case errors.Is(err, rules.ErrForeign):
+		return hint(err, "if nothing needs that table any more: nft delete table inet curfew")
+	case errors.Is(err, fs.ErrNotExist):
+		return hint(err, "the kernel needs CONFIG_NF_CONNTRACK with CONFIG_NF_CONNTRACK_TIMESTAMP; `curfew selftest` shows what it has")
+	}
+	return err
+}
+
+// missing explains a refused table by the first feature that the kernel lacks.
+func missing(err error, features []rules.Feature) error {
+	for _, f := range features {
+		if probe := f.Probe(); probe != nil {
+			return hint(fmt.Errorf("%w: this kernel has no %s", err, f.Name),
+				"it needs %s (Linux %s or newer); `curfew selftest` shows all that is needed", f.Config, f.Since)
+		}
+	}
+	return err
+}
+
+// newReaper makes a reaper for an installed table.
+func (k *kernel) newReaper(env *Env, in *rules.Installed, verbose bool) (*reaper.Reaper, error) {
+	judge, err := newJudge(env.Clock, in)
+	if err != nil {
+		return nil, err
+	}
+	r := &reaper.Reaper{
+		Policies: ctpolicy.NewMatcher(in.Policies), Judge: judge,
+		Flows: k, Sockets: k.sockets, Challenger: k.challenges, Table: ourTable{},
+		Clock: env.Clock, Local: isLocal, Log: env.logger(verbose), BootID: ctpolicy.BootID(),
+	}
+	r.Init()
+	return r, nil
+}
+
+// newJudge reads back what earlier processes noted in the table.
+func newJudge(clock ctpolicy.Clock, in *rules.Installed) (*ctpolicy.Judge, error) {
+	defaults, err := conntrack.NamespaceTimeouts()
+	if err != nil {
+		return nil, explain(err)
+	}
+	readings := clockNotes(in.Notes)
+	now := clock.Now()
+	judge := &ctpolicy.Judge{
+		Timeline: ctpolicy.NewTimeline(append(readings, now)...), Since: now.Boot,
+		Defaults: defaults, Installed: in.Timeouts,
+	}
+	if len(readings) > 0 {
+		judge.Since = readings[0].Boot
+	}
+	return judge, nil
+}
+
+// clockNotes are the readings of this boot, oldest first.
+func clockNotes(notes []string) (readings []ctpolicy.Reading) {
+	id := ctpolicy.BootID()
+	for _, note := range notes {
+		if r, ok := ctpolicy.ParseNote(note, id); ok {
+			readings = append(readings, r)
+		}
+	}
+	return readings
+}
+
+// ourTable is the installed table as the reaper sees it.
+type ourTable struct{}
+
+func (ourTable) Beat() error            { return rules.Beat(os.Getpid()) }
+func (ourTable) StopBeat() error        { return rules.StopBeat() }
+func (ourTable) Note(text string) error { return rules.AddNote(text) }
+
+// isLocal tells whether an address is this host's own.
+func isLocal(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return true
+	}
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, address := range addresses {
+		if prefix, ok := address.(*net.IPNet); ok {
+			if own, ok := netip.AddrFromSlice(prefix.IP); ok && own.Unmap() == a {
+				return true
+			}
+		}
+	}
+	return false
+}

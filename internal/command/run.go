@@ -1,0 +1,93 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"curfew/ctpolicy"
+	"curfew/rules"
+)
+
+func runCommand(env *Env) *cli.Command {
+	d, flags := installFlags()
+	return &cli.Command{
+		Name:  "run",
+		Usage: "install limits, then end connections at their limit until told to stop",
+		Description: `Does what apply does, then sweeps and ends connections until SIGTERM or SIGINT; one line is logged for each. SIGHUP
+installs the rules again. The rules stay when it stops: curfew remove takes them away.
+
+   curfew run --port 8080 --max-age 30s
+   curfew run --name ldap --port 389,636 --max-age 1h --idle 10m --existing reset
+` + severalPolicies,
+		Flags: append(flags, verboseFlag()),
+		Action: func(c *cli.Context) error {
+			o, err := parseOptions(c, d)
+			if err != nil {
+				return err
+			}
+			return run(c.Context, env, o, c.Bool("verbose"))
+		},
+	}
+}
+
+func verboseFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "verbose", Usage: "log more"}
+}
+
+func run(ctx context.Context, env *Env, o *options, verbose bool) error {
+	k, err := openKernel(o.mark)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	for again := false; ; again = true {
+		in, err := install(env, k, o)
+		if err == nil {
+			err = rules.Beat(os.Getpid())
+		}
+		if err != nil {
+			return err
+		}
+		err = reapUntilReload(ctx, env, k, in, o.reset && !again, verbose)
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// reapUntilReload answers nil when the context ends or a reload is asked for.
+func reapUntilReload(ctx context.Context, env *Env, k *kernel, in *rules.Installed, reset, verbose bool) error {
+	r, err := k.newReaper(env, in, verbose)
+	if err != nil {
+		return err
+	}
+	adopted, err := r.Adopt()
+	if err != nil {
+		return errors.Join(explain(err), rules.StopBeat())
+	}
+	if reset {
+		if err := r.EndAll(); err != nil {
+			return errors.Join(explain(err), rules.StopBeat())
+		}
+	}
+	for i := range in.Policies {
+		p := &in.Policies[i]
+		r.Log.Info("limiting", "policy", p.Name, "port", ctpolicy.FormatPorts(p.Ports), "limits", p.String())
+	}
+	r.Log.Info("running", "pid", os.Getpid(), "adopted", adopted, "sweep", r.Interval())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-env.Reload:
+			r.Log.Info("installing the rules again")
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	r.Run(ctx)
+	return nil
+}

@@ -1,0 +1,189 @@
+package command
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+	"curfew/rules"
+)
+
+func statusCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "status",
+		Usage: "show limits, connections, counters and the reaper",
+		Description: `Shows what is installed and each covered connection with its age and the time left. Exits with 3 when nothing is
+installed.
+
+   curfew status
+   curfew status --json`,
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON; times are in seconds"}},
+		Action: func(c *cli.Context) error {
+			s, err := readStatus(env)
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				return s.printJSON(env.Stdout)
+			}
+			return s.print(env.Stdout)
+		},
+	}
+}
+
+// A status is what `status` shows. Times are in seconds.
+type status struct {
+	Reaper      reaperStatus   `json:"reaper"`
+	Policies    []policyStatus `json:"policies"`
+	Connections []connStatus   `json:"connections"`
+}
+
+type reaperStatus struct {
+	Alive bool `json:"alive"`
+	PID   int  `json:"pid,omitempty"`
+	// Left is the time until the rules take over if it does not beat again.
+	Left float64 `json:"left,omitempty"`
+}
+
+type policyStatus struct {
+	Name     string                   `json:"name"`
+	Ports    string                   `json:"ports"`
+	MaxAge   float64                  `json:"max_age,omitempty"`
+	Idle     float64                  `json:"idle,omitempty"`
+	Open     int                      `json:"open"`
+	Counters map[string]rules.Counter `json:"counters"`
+}
+
+type connStatus struct {
+	Policy string          `json:"policy"`
+	Client string          `json:"client"`
+	Server string          `json:"server"`
+	Age    float64         `json:"age"`
+	Left   float64         `json:"left"`
+	Limit  ctpolicy.Cause  `json:"limit"`
+	State  string          `json:"state"`
+	Pinned bool            `json:"pinned"`
+	flow   conntrack.Tuple // for sorting
+}
+
+func readStatus(env *Env) (*status, error) {
+	in, err := rules.Read()
+	if errors.Is(err, rules.ErrNotInstalled) {
+		f := &failure{err: err, code: ExitNotInstalled, hint: "curfew apply installs limits"}
+		return nil, f
+	}
+	if err != nil {
+		return nil, explain(err)
+	}
+	k, err := openConntrack()
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	judge, err := newJudge(env.Clock, in)
+	if err != nil {
+		return nil, err
+	}
+	s := &status{Connections: []connStatus{}}
+	s.Reaper = reaperStatus{Alive: in.Reaper.Running(), PID: in.Reaper.PID, Left: in.Reaper.Left.Seconds()}
+	open, err := s.readConnections(env.Clock, k, judge, ctpolicy.NewMatcher(in.Policies))
+	if err != nil {
+		return nil, explain(err)
+	}
+	for i := range in.Policies {
+		p := &in.Policies[i]
+		s.Policies = append(s.Policies, policyStatus{
+			p.Name, ctpolicy.FormatPorts(p.Ports), p.MaxAge.Seconds(), p.Idle.Seconds(), open[p.Name], in.Counters[p.Name],
+		})
+	}
+	return s, nil
+}
+
+func (s *status) readConnections(clock ctpolicy.Clock, k *kernel, judge *ctpolicy.Judge, policies *ctpolicy.Matcher) (open map[string]int, err error) {
+	known := map[conntrack.Tuple]bool{}
+	open = map[string]int{}
+	err = k.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
+		p := policies.Flow(e)
+		if p == nil || !ctpolicy.Open(e) || known[e.Orig] {
+			return nil
+		}
+		known[e.Orig] = true
+		open[p.Name]++
+		now := clock.Now().Boot
+		d := judge.Deadline(p, e, now)
+		s.Connections = append(s.Connections, connStatus{
+			Policy: p.Name, Client: e.Orig.Src.String(), Server: e.Orig.Dst.String(),
+			Age: now.Sub(judge.Birth(e, now)).Seconds(), Left: d.At.Sub(now).Seconds(), Limit: d.Cause,
+			State: conntrack.StateName(e.State), Pinned: ctpolicy.Pinned(e), flow: e.Orig,
+		})
+		return nil
+	})
+	slices.SortFunc(s.Connections, func(a, b connStatus) int {
+		switch {
+		case a.Left < b.Left:
+			return -1
+		case a.Left > b.Left:
+			return 1
+		}
+		return a.flow.Src.Compare(b.flow.Src)
+	})
+	return open, err
+}
+
+func (s *status) printJSON(w io.Writer) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(s)
+}
+
+func (s *status) print(w io.Writer) error {
+	switch {
+	case s.Reaper.Alive && s.Reaper.PID > 0:
+		fmt.Fprintf(w, "reaper: running (pid %d)\n", s.Reaper.PID)
+	case s.Reaper.Alive:
+		fmt.Fprintln(w, "reaper: connections are being adopted")
+	default:
+		fmt.Fprintln(w, "reaper: none; the kernel ends connections that send, idle ones wait for `curfew run` or `curfew reap`")
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "\nPOLICY\tPORTS\tMAX AGE\tIDLE\tOPEN\tRESET\tFALLBACK\tSTRAY\tREFUSED")
+	for _, p := range s.Policies {
+		count := func(name string) uint64 { return p.Counters[name].Packets }
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\n", p.Name, p.Ports, limitText(p.MaxAge), limitText(p.Idle), p.Open,
+			count(rules.CountReset), count(rules.CountFallback), count(rules.CountStray), count(rules.CountRefused))
+	}
+	if len(s.Connections) > 0 {
+		fmt.Fprintln(table, "\nCLIENT\tSERVER\tPOLICY\tAGE\tLEFT\tLIMIT\tSTATE\tPINNED")
+	}
+	for _, c := range s.Connections {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Client, c.Server, c.Policy,
+			secondsText(c.Age), secondsText(c.Left), c.Limit, c.State, yesNo(c.Pinned))
+	}
+	return table.Flush()
+}
+
+func limitText(seconds float64) string {
+	if seconds == 0 {
+		return "-"
+	}
+	return secondsText(seconds)
+}
+
+func secondsText(seconds float64) string {
+	return ctpolicy.FormatDuration(time.Duration(seconds * float64(time.Second)).Round(time.Second))
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}

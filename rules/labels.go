@@ -1,0 +1,72 @@
+package rules
+
+import (
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"curfew/ctpolicy"
+)
+
+// LabelUsers names the chains of other tables whose rules use one of our ct label bits, as "inet filter input".
+func LabelUsers() ([]string, error) {
+	library.Lock()
+	defer library.Unlock()
+	conn, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := conn.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of other tables: %w", err)
+	}
+	var users []string
+	for _, c := range chains {
+		if c.Table.Family == nftables.TableFamilyINet && c.Table.Name == TableName {
+			continue
+		}
+		rules, err := conn.GetRules(c.Table, c)
+		if err != nil {
+			return nil, fmt.Errorf("list chain %s %s: %w", c.Table.Name, c.Name, err)
+		}
+		for _, r := range rules {
+			if usesOurLabels(r.Exprs) {
+				users = append(users, fmt.Sprintf("%s %s", c.Table.Name, c.Name))
+				break
+			}
+		}
+	}
+	return users, nil
+}
+
+// usesOurLabels tells that a rule has to do with labels, and holds a constant with one of our bits.
+func usesOurLabels(words exprs) bool {
+	labels, bits := false, false
+	for _, word := range words {
+		var data []byte
+		switch w := word.(type) {
+		case *expr.Ct:
+			labels = labels || w.Key == expr.CtKeyLABELS
+		case *expr.Immediate:
+			data = w.Data
+		case *expr.Bitwise:
+			data = w.Mask
+		case *expr.Cmp:
+			data = w.Data
+		}
+		bits = bits || hasOurBits(data)
+	}
+	return labels && bits
+}
+
+func hasOurBits(data []byte) bool {
+	for _, bit := range []int{ctpolicy.LabelTracked, ctpolicy.LabelRegistered} {
+		for i, b := range labelBit(bit) {
+			if len(data) == len(labelBit(bit)) && data[i]&b != 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
