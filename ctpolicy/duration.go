@@ -35,11 +35,12 @@ func parseDuration(s string) (time.Duration, error) {
 	rest := s
 	var days time.Duration
 	if number, after, found := strings.Cut(s, "d"); found {
-		// Hours have the same syntax as days, and an own check against overflow.
+		// Hours have the same syntax as days, but a number must not hold units of its own: "5h1d" is none.
 		h, err := time.ParseDuration(number + "h")
-		if err != nil || h > MaxLimit || h < -MaxLimit {
+		if err != nil || strings.Trim(number, "+-.0123456789") != "" || strings.ContainsAny(after, "+-") {
 			return 0, durationError(s)
 		}
+		h = max(-MaxLimit, min(h, MaxLimit)) // too many days stay too many, and 24 times as much does not overflow
 		if after == "" {
 			return h * 24, nil
 		}
@@ -49,7 +50,7 @@ func parseDuration(s string) (time.Duration, error) {
 	if err != nil || (rest == "0" && days == 0) {
 		return 0, durationError(s)
 	}
-	return days + d, nil
+	return days + min(d, 2*MaxLimit), nil
 }
 
 func durationError(s string) error {
@@ -59,7 +60,7 @@ func durationError(s string) error {
 	return fmt.Errorf("%q is not a duration: write for example 30s, 15m, 1h30m or 7d", s)
 }
 
-// FormatDuration is the shortest text that ParseLimit reads as d: "1h30m", "7d". Fractions of a second stay.
+// FormatDuration is a short text that ParseLimit reads as d: "1h30m", "7d". Fractions of a second stay.
 func FormatDuration(d time.Duration) string {
 	if d < 0 {
 		return "-" + FormatDuration(-d)

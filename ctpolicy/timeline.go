@@ -5,6 +5,9 @@ import "time"
 // stepTolerance is the smallest clock step that is noticed; smaller ones make a flow at most that much too old.
 const stepTolerance = 2 * time.Millisecond
 
+// spanEdge widens a span by what its offset may be wrong by, so that a flow that was born at its edge is found in it.
+const spanEdge = Instant(2 * stepTolerance)
+
 // A Timeline turns wall-clock times into instants although the wall clock was stepped. It remembers, for every step
 // that was noticed, the offset before and after, and the span in which each may have been in force.
 type Timeline struct{ spans []span }
@@ -46,7 +49,7 @@ func (t *Timeline) Observe(r Reading) (stepped bool) {
 // is. It is not ok when no known offset fits, for example for a time in the future.
 func (t *Timeline) Instant(wall int64) (at Instant, ok bool) {
 	for _, s := range t.spans {
-		if i := Instant(wall - s.offset); i >= s.from && i <= s.to && (!ok || i > at) {
+		if i := Instant(wall - s.offset); i >= s.from-spanEdge && i <= s.to+spanEdge && (!ok || i > at) {
 			at, ok = i, true
 		}
 	}
