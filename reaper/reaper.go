@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"curfew/ctpolicy"
@@ -48,8 +49,6 @@ type Challenger interface {
 type Table interface {
 	// Beat keeps the rules' fallback asleep for a while.
 	Beat() error
-	// StopBeat wakes it.
-	StopBeat() error
 	// Note keeps a line for the next reaper.
 	Note(text string) error
 }
@@ -76,6 +75,7 @@ type Reaper struct {
 	orphans  map[uint64]*orphan
 	round    uint64
 	listens  [1 << 10]uint64 // local ports that have a listener
+	working  atomic.Int64    // since when, as an Instant; 0 while it waits
 }
 
 // Init makes the reaper ready for use.
@@ -89,6 +89,7 @@ const (
 	minInterval = 200 * time.Millisecond
 	maxInterval = time.Minute
 	beatEvery   = 3 * time.Second
+	hung        = 10 * time.Second // a sweep that takes this long
 )
 
 // Interval is the time between sweeps: three for each lead.
@@ -99,14 +100,14 @@ func (r *Reaper) Interval() time.Duration {
 // Run sweeps and strikes until the context ends. Errors are logged and the next sweep tries again: a reaper that stops
 // at the first error would let flows overstay.
 func (r *Reaper) Run(ctx context.Context) {
-	progress := make(chan struct{}, 1)
 	beating := make(chan struct{})
-	go func() { defer close(beating); r.beat(ctx, progress) }()
+	go func() { defer close(beating); r.beat(ctx) }()
 	defer func() { <-beating }()
 
 	sweepAt := r.now()
 	for ctx.Err() == nil {
 		now := r.now()
+		r.working.Store(int64(now))
 		if now >= sweepAt {
 			if err := r.Sweep(); err != nil {
 				r.Log.Error("sweep", "error", err)
@@ -114,10 +115,7 @@ func (r *Reaper) Run(ctx context.Context) {
 			sweepAt = now.Add(r.Interval())
 		}
 		r.serve()
-		select {
-		case progress <- struct{}{}:
-		default:
-		}
+		r.working.Store(0)
 		r.wait(ctx, min(sweepAt, r.nextAt(sweepAt)))
 	}
 }
@@ -140,27 +138,21 @@ func (r *Reaper) wait(ctx context.Context, until ctpolicy.Instant) {
 	}
 }
 
-// beat keeps the heartbeat going as long as the sweeping makes progress: a reaper that hangs must not keep the fallback
-// asleep. It has its own goroutine, because a transaction takes milliseconds.
-func (r *Reaper) beat(ctx context.Context, progress <-chan struct{}) {
+// beat keeps the heartbeat going, unless the sweeping hangs: then the fallback must wake. It has its own goroutine,
+// because a transaction takes milliseconds.
+func (r *Reaper) beat(ctx context.Context) {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	lost := false
 	for {
 		select {
 		case <-ctx.Done():
-			if err := r.Table.StopBeat(); err != nil && !lost {
-				r.Log.Error("stop the heartbeat", "error", err)
-			}
 			return
 		case <-tick.C:
 		}
-		select {
-		case <-progress:
-		default:
-			if r.Interval() <= beatEvery {
-				continue
-			}
+		if since := r.working.Load(); since != 0 && r.now().Sub(ctpolicy.Instant(since)) > hung {
+			r.Log.Error("a sweep hangs: the rules take over", "for", r.now().Sub(ctpolicy.Instant(since)))
+			continue
 		}
 		err := r.Table.Beat()
 		if err != nil && !lost {

@@ -98,6 +98,12 @@ func (tx *transaction) clear() {
 			tx.FlushChain(&nftables.Chain{Name: name, Table: table})
 		}
 	}
+	if !tx.old.Same(tx.config.Policies) {
+		// What is registered has the limits of before. Its owner takes the flows' labels away, too.
+		for i := range registers {
+			tx.FlushSet(&nftables.Set{Table: table, Name: registers[i].set})
+		}
+	}
 	for _, name := range []string{mapTrack, mapEnforce} {
 		if slices.Contains(tx.old.sets, name) {
 			tx.FlushSet(portMap(name))

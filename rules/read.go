@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -36,6 +37,13 @@ type Installed struct {
 	chains  []string
 	sets    []string
 	objects []object
+}
+
+// Same tells whether these are the installed policies.
+func (in *Installed) Same(policies []ctpolicy.Policy) bool {
+	return len(policies) == len(in.Policies) && !slices.ContainsFunc(policies, func(p ctpolicy.Policy) bool {
+		return !slices.ContainsFunc(in.Policies, func(q ctpolicy.Policy) bool { return reflect.DeepEqual(p, q) })
+	})
 }
 
 // A Counter counts packets and their bytes.

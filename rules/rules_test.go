@@ -205,10 +205,24 @@ func TestApplyByDifference(t *testing.T) {
 			t.Errorf("%s is still there:\n%s", gone, listed)
 		}
 	}
-	for _, there := range []string{"10.0.0.1 . 1 . 10.0.0.2 . 389", "table inet other", "another"} {
+	if strings.Contains(listed, "10.0.0.1 . 1") {
+		t.Error("the register holds a flow with the limit of before")
+	}
+	for _, there := range []string{"table inet other", "another"} {
 		if !strings.Contains(listed, there) {
 			t.Errorf("%s is missing:\n%s", there, listed)
 		}
+	}
+}
+
+// Without a change the register keeps its flows.
+func TestApplyTheSameAgain(t *testing.T) {
+	h := netnstest.NewHost(t, "host")
+	in(t, h, func() error { return rules.Apply(config(t)) })
+	nft(t, h, "add element inet curfew flows4 { 10.0.0.1 . 1 . 10.0.0.2 . 389 timeout 1h }", "-f", "-")
+	in(t, h, func() error { return rules.Apply(config(t)) })
+	if listed := nft(t, h, "", "list", "set", "inet", "curfew", "flows4"); !strings.Contains(listed, "10.0.0.1 . 1 . 10.0.0.2 . 389") {
+		t.Errorf("the register lost a flow:\n%s", listed)
 	}
 }
 

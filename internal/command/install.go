@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"curfew/ctpolicy"
@@ -33,8 +34,7 @@ func install(env *Env, k *kernel, o *options) (*rules.Installed, error) {
 		return nil, explain(err)
 	}
 	if old == nil {
-		// A label of an earlier installation would make a flow look overdue.
-		if err := clearLabels(k); err != nil {
+		if err := clearLabels(k, allLabels); err != nil {
 			return nil, explain(err)
 		}
 	}
@@ -46,6 +46,11 @@ func install(env *Env, k *kernel, o *options) (*rules.Installed, error) {
 			return nil, usage(err)
 		}
 		return nil, explain(missing(err, rules.Features()))
+	}
+	if old != nil && !old.Same(o.policies) {
+		if err := clearLabels(k, staleLabels(old.Policies, o.policies)); err != nil {
+			return nil, explain(err)
+		}
 	}
 	if err := conntrack.SetTimestamps(true); err != nil {
 		if old == nil {
@@ -121,17 +126,35 @@ func oldTimestamps(notes []string) string {
 	return ""
 }
 
-// clearLabels takes our label bits from all flows.
-func clearLabels(k *kernel) error {
+// allLabels is for a table that is not there (yet): a label of an earlier one would make a flow look overdue.
+func allLabels(*conntrack.Entry) []int {
+	return []int{ctpolicy.LabelTracked, ctpolicy.LabelRegistered}
+}
+
+// staleLabels is for a change: every flow is registered anew, with the limit that holds now, and those of a policy that
+// is gone have lost their ct timeout object with it.
+func staleLabels(old, wanted []ctpolicy.Policy) func(*conntrack.Entry) []int {
+	before := ctpolicy.NewMatcher(old)
+	return func(e *conntrack.Entry) []int {
+		p := before.Flow(e)
+		if p != nil && slices.ContainsFunc(wanted, func(w ctpolicy.Policy) bool { return w.Name == p.Name }) {
+			return []int{ctpolicy.LabelRegistered}
+		}
+		return allLabels(e)
+	}
+}
+
+// clearLabels takes the label bits that stale answers from all flows that have one of ours.
+func clearLabels(k *kernel, stale func(*conntrack.Entry) []int) error {
 	var labelled []conntrack.Entry
 	err := k.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
-		if e.HasLabel(ctpolicy.LabelTracked) || e.HasLabel(ctpolicy.LabelRegistered) {
+		if slices.ContainsFunc(stale(e), e.HasLabel) {
 			labelled = append(labelled, *e)
 		}
 		return nil
 	})
 	for i := range labelled {
-		err = errors.Join(err, k.ClearLabels(&labelled[i], ctpolicy.LabelTracked, ctpolicy.LabelRegistered))
+		err = errors.Join(err, k.ClearLabels(&labelled[i], stale(&labelled[i])...))
 	}
 	return err
 }

@@ -152,7 +152,6 @@ func clockNotes(notes []string) (readings []ctpolicy.Reading) {
 type ourTable struct{}
 
 func (ourTable) Beat() error            { return rules.Beat(os.Getpid()) }
-func (ourTable) StopBeat() error        { return rules.StopBeat() }
 func (ourTable) Note(text string) error { return rules.AddNote(text) }
 
 // isLocal tells whether an address is this host's own.

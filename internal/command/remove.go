@@ -45,7 +45,7 @@ func remove(env *Env) error {
 		return explain(err)
 	}
 	released, left, err := release(k, ctpolicy.NewMatcher(in.Policies))
-	err = errors.Join(err, clearLabels(k))
+	err = errors.Join(err, clearLabels(k, allLabels))
 	if oldTimestamps(in.Notes) == "0" {
 		err = errors.Join(err, conntrack.SetTimestamps(false))
 	}

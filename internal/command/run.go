@@ -37,12 +37,13 @@ func verboseFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "verbose", Usage: "log more"}
 }
 
-func run(ctx context.Context, env *Env, o *options, verbose bool) error {
+func run(ctx context.Context, env *Env, o *options, verbose bool) (err error) {
 	k, err := openKernel(o.mark)
 	if err != nil {
 		return err
 	}
 	defer k.Close()
+	defer func() { err = errors.Join(err, stopBeat()) }()
 	for again := false; ; again = true {
 		in, err := install(env, k, o)
 		if err == nil {
@@ -66,11 +67,11 @@ func reapUntilReload(ctx context.Context, env *Env, k *kernel, in *rules.Install
 	}
 	adopted, err := r.Adopt()
 	if err != nil {
-		return errors.Join(explain(err), rules.StopBeat())
+		return explain(err)
 	}
 	if reset {
 		if err := r.EndAll(); err != nil {
-			return errors.Join(explain(err), rules.StopBeat())
+			return explain(err)
 		}
 	}
 	for i := range in.Policies {
@@ -90,4 +91,16 @@ func reapUntilReload(ctx context.Context, env *Env, k *kernel, in *rules.Install
 	}()
 	r.Run(ctx)
 	return nil
+}
+
+// stopBeat wakes the fallback now, if the heartbeat is ours and the rules are still there.
+func stopBeat() error {
+	in, err := rules.Read()
+	if err == nil && in.Reaper.PID == os.Getpid() {
+		err = rules.StopBeat()
+	}
+	if errors.Is(err, rules.ErrNotInstalled) || errors.Is(err, rules.ErrForeign) {
+		return nil
+	}
+	return err
 }
