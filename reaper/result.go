@@ -1,6 +1,7 @@
 package reaper
 
 import (
+	"fmt"
 	"time"
 
 	"curfew/ctpolicy"
@@ -45,7 +46,7 @@ func (r *Reaper) report(it *item, method Method, reason string) {
 	}
 	attrs := []any{
 		"policy", result.Policy, "flow", result.Flow.String(), "limit", result.Limit,
-		"age", result.Age.Round(time.Millisecond), "late", result.Late.Round(100 * time.Microsecond), "method", method,
+		"age", result.Age.Round(time.Millisecond), "late", fmt.Sprintf("%.1fms", result.Late.Seconds()*1000), "method", method,
 	}
 	if reason != "" {
 		attrs = append(attrs, "reason", reason)

@@ -79,6 +79,7 @@ func reapUntilReload(ctx context.Context, env *Env, k *kernel, in *rules.Install
 		r.Log.Info("limiting", "policy", p.Name, "port", ctpolicy.FormatPorts(p.Ports), "limits", p.String())
 	}
 	r.Log.Info("running", "pid", os.Getpid(), "adopted", adopted, "sweep", r.Interval())
+	stop := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -90,6 +91,9 @@ func reapUntilReload(ctx context.Context, env *Env, k *kernel, in *rules.Install
 		}
 	}()
 	r.Run(ctx)
+	if stop.Err() != nil {
+		r.Log.Info("stopped; the rules stay until `curfew remove`")
+	}
 	return nil
 }
 
