@@ -47,7 +47,10 @@ func (d *drafts) policies() ([]ctpolicy.Policy, error) {
 		policies = append(policies, d.policy)
 	}
 	if err := ctpolicy.Validate(policies); err != nil {
-		return nil, usage(err)
+		return nil, &failure{
+			err: err, code: ExitUsage,
+			hint: "a repeated flag starts the next policy; several ports of one policy go into one list: --port 80,443",
+		}
 	}
 	return policies, nil
 }

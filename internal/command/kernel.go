@@ -31,25 +31,28 @@ type kernel struct {
 
 // openKernel opens all doors and looks through each once: that loads modules, so that nothing is late later, and tells
 // what is missing before anything is changed.
-func openKernel(mark uint32) (k *kernel, err error) {
-	if k, err = openConntrack(); err != nil {
+func openKernel(mark uint32) (*kernel, error) {
+	k, err := openConntrack()
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			k.Close()
-		}
-	}()
-	if k.sockets, err = sockdiag.Open(); err != nil {
-		return nil, explain(err)
-	}
-	if err = k.sockets.Probe(); err != nil {
-		return nil, explain(err)
-	}
-	if k.challenges, err = challenge.Open(mark); err != nil {
+	if err := k.openEnds(mark); err != nil {
+		k.Close()
 		return nil, explain(err)
 	}
 	return k, nil
+}
+
+// openEnds opens the doors to the ends of connections.
+func (k *kernel) openEnds(mark uint32) (err error) {
+	if k.sockets, err = sockdiag.Open(); err != nil {
+		return err
+	}
+	if err = k.sockets.Probe(); err != nil {
+		return err
+	}
+	k.challenges, err = challenge.Open(mark)
+	return err
 }
 
 // openConntrack opens only the doors to conntrack.

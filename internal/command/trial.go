@@ -51,7 +51,8 @@ const (
 func (t *trial) report(w io.Writer) bool {
 	good := true
 	line := t.what
-	for name, end := range map[string]*netnstest.Conn{"client": t.client, "server": t.server} {
+	for i, end := range []*netnstest.Conn{t.client, t.server} {
+		name := [...]string{"client", "server"}[i]
 		if err := end.WaitEnd(selftestWait); err != nil {
 			line, good = line+fmt.Sprintf("; %s still open", name), false
 			continue
