@@ -30,25 +30,30 @@ func TestTimeline(t *testing.T) {
 		{"in the future", []Reading{{hour, epoch + oneHour}}, epoch + 2*oneHour, 0, false},
 		{"before boot", []Reading{{hour, epoch + oneHour}}, epoch - oneHour, 0, false},
 		{
-			"forward, born before", []Reading{{hour, epoch + oneHour}, {2 * hour, epoch + 12*oneHour}},
+			"forward, born before",
+			[]Reading{{hour, epoch + oneHour}, {2 * hour, epoch + 12*oneHour}},
 			epoch + 30*oneHour/60, hour / 2, true,
 		},
 		{
-			"forward, born after", []Reading{{hour, epoch + oneHour}, {2 * hour, epoch + 12*oneHour}, {3 * hour, epoch + 13*oneHour}},
+			"forward, born after",
+			[]Reading{{hour, epoch + oneHour}, {2 * hour, epoch + 12*oneHour}, {3 * hour, epoch + 13*oneHour}},
 			epoch + 25*oneHour/2, 5 * hour / 2, true,
 		},
 		{
-			"back, born before", []Reading{{5 * hour, epoch + 5*oneHour}, {6 * hour, epoch + 2*oneHour}},
+			"back, born before",
+			[]Reading{{5 * hour, epoch + 5*oneHour}, {6 * hour, epoch + 2*oneHour}},
 			epoch + oneHour/2, hour / 2, true,
 		},
 		// The time that the wall clock showed twice: the later instant.
 		{
-			"back, born before or after", []Reading{{5 * hour, epoch + 5*oneHour}, {6 * hour, epoch + 2*oneHour}, {8 * hour, epoch + 4*oneHour}},
+			"back, born before or after",
+			[]Reading{{5 * hour, epoch + 5*oneHour}, {6 * hour, epoch + 2*oneHour}, {8 * hour, epoch + 4*oneHour}},
 			epoch + 3*oneHour, 7 * hour, true,
 		},
 		// A step of a minute between two readings: 30 s after the first, it may or may not have happened.
 		{
-			"back, between the readings", []Reading{{5 * hour, epoch + 5*oneHour}, {6 * hour, epoch + 6*oneHour - int64(time.Minute)}},
+			"back, between the readings",
+			[]Reading{{5 * hour, epoch + 5*oneHour}, {6 * hour, epoch + 6*oneHour - int64(time.Minute)}},
 			epoch + 5*oneHour + int64(30*time.Second), 5*hour + Instant(90*time.Second), true,
 		},
 	} {

@@ -38,7 +38,8 @@ func TimeoutOf(state uint8) int {
 
 const sysctlDir = "/proc/sys/net/netfilter/nf_conntrack_"
 
-// timeoutSysctls are in the order of Timeouts. SYN_SENT2 has no sysctl; the kernel gives it what SYN_SENT has.
+// timeoutSysctls are in the order of Timeouts. SYN_SENT2 has no sysctl; we give it what SYN_SENT
+// has.
 var timeoutSysctls = [...]string{
 	"syn_sent", "syn_recv", "established", "fin_wait", "close_wait", "last_ack", "time_wait", "close",
 	"syn_sent", "max_retrans", "unacknowledged",
