@@ -14,13 +14,21 @@ import (
 // Adopt makes entries for covered sockets that conntrack does not know, or knows the wrong way round: it takes the
 // first packet that it sees for the client's. Their age counts from now. It answers how many it made.
 func (r *Reaper) Adopt() (adopted int, err error) {
+	return r.adoptUnless(r.Policies.HasIdle(), func(*sockdiag.Socket, conntrack.Tuple, *ctpolicy.Policy) bool { return false })
+}
+
+// adoptUnless leaves out sockets for which a condition holds, which may need to know the sockets' pauses.
+func (r *Reaper) adoptUnless(info bool, condition func(*sockdiag.Socket, conntrack.Tuple, *ctpolicy.Policy) bool) (adopted int, err error) {
 	if err := r.lookAround(func(*conntrack.Entry) {}); err != nil {
 		return 0, fmt.Errorf("adopt open connections: %w", err)
 	}
 	var unknown []conntrack.Tuple
-	err = r.coveredSockets(func(_ *sockdiag.Socket, tuple conntrack.Tuple, _ *ctpolicy.Policy) error {
-		if !r.seen.has(tuple) {
-			r.seen.add(tuple) // over loopback both ends are here
+	err = r.coveredSockets(info, func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error {
+		if r.seen.has(tuple) {
+			return nil
+		}
+		r.seen.add(tuple) // over loopback both ends are here
+		if !condition(s, tuple, p) {
 			unknown = append(unknown, tuple)
 		}
 		return nil
@@ -41,6 +49,7 @@ func (r *Reaper) Adopt() (adopted int, err error) {
 
 // lookAround calls fn for every covered entry, whatever its state, and remembers them all.
 func (r *Reaper) lookAround(fn func(*conntrack.Entry)) error {
+	r.observeClock()
 	r.seen.reset()
 	return r.Flows.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
 		if r.Policies.Flow(e) != nil {
@@ -56,6 +65,9 @@ func (r *Reaper) adopt(tuple conntrack.Tuple) (made bool, err error) {
 	for range maxTries {
 		e, err := r.Flows.Get(tuple, 0)
 		if err == nil && e.Orig == tuple {
+			return false, nil
+		}
+		if gone(err) && r.redirected(tuple) {
 			return false, nil
 		}
 		if err == nil {

@@ -17,6 +17,11 @@ const (
 
 // advance does the next step of an item that has been popped, after a fresh look at its entry.
 func (r *Reaper) advance(it *item) {
+	if it.step == stepRest {
+		r.schedule.drop(it)
+		return
+	}
+	r.observeClock() // the flow may have been born after a step that the sweep has not seen
 	if it.cookie != 0 {
 		r.advanceOrphan(it)
 		return
@@ -39,7 +44,7 @@ func (r *Reaper) advance(it *item) {
 		r.force(it)
 		return
 	}
-	if !ctpolicy.Open(&e) && !(it.step == stepStrike && ctpolicy.Pinned(&e)) {
+	if !ctpolicy.Open(&e) && (it.step != stepStrike || !ctpolicy.Pinned(&e)) {
 		r.schedule.drop(it)
 		return
 	}
@@ -53,13 +58,29 @@ func (r *Reaper) advance(it *item) {
 	case it.step == stepPin && d.Cause == ctpolicy.CauseMaxAge:
 		r.pin(it)
 	case d.Cause == ctpolicy.CauseIdle:
-		it.deadline = ctpolicy.Deadline{At: now, Cause: d.Cause} // not yet; so it passes after now
-		r.schedule.later(it, stepWatch, max(d.At, now.Add(watchEvery)))
+		r.watch(it, d, now)
 	default:
 		it.deadline = d
 		next, at := nextStep(&e, d, now)
 		r.schedule.later(it, next, max(at, now))
 	}
+}
+
+// watch puts an item off until its pause may be long enough. Its entry tells the pause to the second, a socket of this
+// host to the millisecond.
+func (r *Reaper) watch(it *item, d ctpolicy.Deadline, now ctpolicy.Instant) {
+	it.deadline = ctpolicy.Deadline{At: now, Cause: d.Cause} // not passed yet
+	at := max(d.At, now.Add(watchEvery))
+	if d.At <= now {
+		sockets, _ := r.lookup(it) // without a socket the entry is looked at more often
+		for i := range sockets {
+			if pause, ok := pauseOf(&sockets[i]); ok {
+				it.deadline.At = max(now, min(now.Add(it.policy.Idle-pause), d.At.Add(time.Second)))
+				at = max(at, it.deadline.At)
+			}
+		}
+	}
+	r.schedule.later(it, stepWatch, at)
 }
 
 // force is for the items of PinAll and EndAll.
@@ -79,7 +100,7 @@ func (r *Reaper) fresh(it *item, e *conntrack.Entry, now ctpolicy.Instant) ctpol
 		d.Passed = now >= d.At
 		return d
 	}
-	d := r.Judge.Deadline(it.policy, e, now)
+	d := r.judge(it.policy, e, now)
 	if d.Passed && d.Cause == ctpolicy.CauseIdle && it.deadline.Cause != ctpolicy.CauseIdle {
 		it.deadline = ctpolicy.Deadline{At: min(d.At.Add(time.Second), now), Cause: d.Cause}
 	}
@@ -89,24 +110,27 @@ func (r *Reaper) fresh(it *item, e *conntrack.Entry, now ctpolicy.Instant) ctpol
 	return d
 }
 
+// judge is the deadline of an entry that was read just now. Without max_age that of a pinned entry is where the rule
+// starts: its pause can't be read any more.
+func (r *Reaper) judge(p *ctpolicy.Policy, e *conntrack.Entry, now ctpolicy.Instant) ctpolicy.Deadline {
+	if p.MaxAge == 0 && ctpolicy.Pinned(e) {
+		at := ctpolicy.PinnedDeadline(e, now)
+		return ctpolicy.Deadline{At: at, Cause: ctpolicy.CauseIdle, Passed: now >= at}
+	}
+	return r.Judge.Deadline(p, e, now)
+}
+
 // unreadable handles an item whose entry can't be read: mostly because the flow has ended by itself.
 func (r *Reaper) unreadable(it *item, err error) {
+	if gone(err) && it.tries > 0 && (it.step == stepStrike || it.step == stepWatch) {
+		r.survived(it, "its entry expired before it could be ended")
+		return
+	}
 	if gone(err) {
 		r.schedule.drop(it)
 		return
 	}
 	r.tryAgain(it, it.step, err)
-}
-
-// pin fixes the deadline in the kernel. From here on the flow ends even if the reaper dies.
-func (r *Reaper) pin(it *item) {
-	now := r.now()
-	seconds, _ := ctpolicy.PinTimeout(it.deadline.At, now)
-	if err := r.Flows.Pin(&it.entry, seconds); err != nil {
-		r.unreadable(it, err)
-		return
-	}
-	r.schedule.later(it, stepStrike, it.deadline.At)
 }
 
 // tryAgain repeats a step some times, and then reports a survivor.

@@ -23,6 +23,10 @@ func (r *Reaper) challenge(it *item) {
 		r.forget(it, MethodGone)
 		return
 	}
+	if it.tries == challenge.Attempts && it.widow {
+		r.forget(it, MethodGone)
+		return
+	}
 	if it.tries == challenge.Attempts {
 		r.survived(it, "the other end did not answer; perhaps it is gone")
 		return

@@ -25,6 +25,8 @@ type Flows interface {
 	Again(e *conntrack.Entry) (conntrack.Entry, error)
 	Pin(e *conntrack.Entry, seconds uint32) error
 	Create(tuple conntrack.Tuple, seconds uint32) error
+	// Release replaces a pinned entry by one that is not.
+	Release(e *conntrack.Entry, seconds uint32) error
 	MarkClosed(e *conntrack.Entry) error
 	MarkOpen(e *conntrack.Entry) error
 	Delete(e *conntrack.Entry) error
@@ -89,12 +91,14 @@ const (
 	minInterval = 200 * time.Millisecond
 	maxInterval = time.Minute
 	beatEvery   = 3 * time.Second
+	clockEvery  = time.Second      // two steps of the clock between two looks could not be told apart
 	hung        = 10 * time.Second // a sweep that takes this long
 )
 
-// Interval is the time between sweeps: three for each lead.
+// Interval is the time between sweeps: four for each lead. A pin is sent a whole number of seconds before the deadline, so
+// with a limit of 3 s a flow must be seen between 1.5 and 1 s before it.
 func (r *Reaper) Interval() time.Duration {
-	return min(max(r.Policies.Lead()/3, minInterval), maxInterval)
+	return min(max(r.Policies.Lead()/4, minInterval), maxInterval)
 }
 
 // Run sweeps and strikes until the context ends. Errors are logged and the next sweep tries again: a reaper that stops
@@ -116,7 +120,8 @@ func (r *Reaper) Run(ctx context.Context) {
 		}
 		r.serve()
 		r.working.Store(0)
-		r.wait(ctx, min(sweepAt, r.nextAt(sweepAt)))
+		r.wait(ctx, min(sweepAt, r.nextAt(sweepAt), now.Add(clockEvery)))
+		r.observeClock()
 	}
 }
 
@@ -182,7 +187,7 @@ func (r *Reaper) Drain(ctx context.Context) {
 		if it == nil {
 			return
 		}
-		if waiting := it.step == stepStrike || it.step == stepWatch; waiting && it.at > r.now() {
+		if it.waits() && it.at > r.now() {
 			r.schedule.drop(r.schedule.pop())
 			continue
 		}

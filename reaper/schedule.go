@@ -16,6 +16,7 @@ const (
 	stepStrike                // end it
 	stepChallenge             // make a remote end show its numbers
 	stepConfirm               // see whether the challenge was answered
+	stepRest                  // leave it alone after it has survived
 )
 
 // An item is a flow whose time is nearly up.
@@ -28,9 +29,11 @@ type item struct {
 
 	// forced says to do the step without judging the flow again, and then to leave it to the kernel.
 	forced bool
+	widow  bool // closed by the rule, perhaps with an end left that was not told
 	step   step
 	at     ctpolicy.Instant // when to do it
 	tries  int
+	rule   ctpolicy.Instant // from when the rule answers, if this process has pinned the flow; else 0
 	sent   ctpolicy.Instant // the last challenge
 }
 
@@ -40,6 +43,11 @@ type identity struct {
 	id     uint32
 	start  int64
 	cookie uint64
+}
+
+// waits tells that nothing is to be done but to wait for the deadline.
+func (it *item) waits() bool {
+	return it.step == stepWatch || it.step == stepRest || (it.step == stepStrike && it.tries == 0)
 }
 
 func (it *item) identity() identity {
@@ -63,11 +71,11 @@ func (s *schedule) add(it *item) {
 	heap.Push(&s.queue, it)
 }
 
-// has tells whether the flow of an entry is scheduled. It does not allocate.
-func (s *schedule) has(e *conntrack.Entry) bool {
-	_, ok := s.known[identity{e.Orig, e.ID, e.Start, 0}]
-	return ok
-}
+// find is the item of an entry's flow, or nil. It does not allocate.
+func (s *schedule) find(e *conntrack.Entry) *item { return s.known[identity{e.Orig, e.ID, e.Start, 0}] }
+
+// has tells whether the flow of an entry is scheduled.
+func (s *schedule) has(e *conntrack.Entry) bool { return s.find(e) != nil }
 
 // next is the item to be served first, or nil.
 func (s *schedule) next() *item {

@@ -14,8 +14,8 @@ var openSockets = sockdiag.States(sockdiag.Established, sockdiag.FinWait1, sockd
 
 // coveredSockets calls fn for the sockets of this host that a policy covers, with the tuple as the client sent its
 // first packet. The client is the other side where the local port has a listener. A local port without one is a
-// client's, so there the remote port decides.
-func (r *Reaper) coveredSockets(fn func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error) error {
+// client's, so there the remote port decides. With info, fn learns the sockets' pauses.
+func (r *Reaper) coveredSockets(info bool, fn func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error) error {
 	clear(r.listens[:])
 	err := r.Sockets.Listeners(func(local netip.AddrPort) error {
 		r.listens[local.Port()/64] |= 1 << (local.Port() % 64)
@@ -29,7 +29,7 @@ func (r *Reaper) coveredSockets(fn func(s *sockdiag.Socket, tuple conntrack.Tupl
 	for i, p := range ports {
 		ranges[i] = sockdiag.PortRange(p)
 	}
-	query := sockdiag.Query{States: openSockets, LocalPorts: ranges, RemotePorts: ranges, Info: r.Policies.HasIdle()}
+	query := sockdiag.Query{States: openSockets, LocalPorts: ranges, RemotePorts: ranges, Info: info}
 	return r.Sockets.List(query, func(s *sockdiag.Socket) error {
 		if tuple, p := r.direction(s); p != nil {
 			return fn(s, tuple, p)
@@ -41,9 +41,7 @@ func (r *Reaper) coveredSockets(fn func(s *sockdiag.Socket, tuple conntrack.Tupl
 func (r *Reaper) direction(s *sockdiag.Socket) (conntrack.Tuple, *ctpolicy.Policy) {
 	local := s.Local.Port()
 	if r.listens[local/64]&(1<<(local%64)) != 0 {
-		if p := r.Policies.Port(local); p != nil {
-			return conntrack.Tuple{Src: s.Remote, Dst: s.Local}, p
-		}
+		return conntrack.Tuple{Src: s.Remote, Dst: s.Local}, r.Policies.Port(local)
 	}
 	return conntrack.Tuple{Src: s.Local, Dst: s.Remote}, r.Policies.Port(s.Remote.Port())
 }
@@ -60,7 +58,7 @@ type orphan struct {
 func (r *Reaper) sweepSockets() error {
 	r.round++
 	var due []*item
-	err := r.coveredSockets(func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error {
+	err := r.coveredSockets(r.Policies.HasIdle(), func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error {
 		if r.seen.has(tuple) || (r.orphans[s.Cookie] == nil && r.tracked(tuple)) {
 			return nil
 		}
@@ -87,10 +85,22 @@ func (r *Reaper) sweepSockets() error {
 	return err
 }
 
-// tracked tells that conntrack knows the flow after all: it was born during the sweep.
+// tracked tells that conntrack knows the flow after all: it was born during the sweep, or is redirected to this host's
+// port. An entry the wrong way round does not count.
 func (r *Reaper) tracked(tuple conntrack.Tuple) bool {
 	e, err := r.Flows.Get(tuple, 0)
-	return err == nil && e.Orig == tuple
+	if err == nil {
+		return e.Orig == tuple
+	}
+	return gone(err) && r.redirected(tuple)
+}
+
+// redirected tells that the client dialled another address than the one that the server's socket has: then only the
+// server's answers have the socket's addresses.
+func (r *Reaper) redirected(tuple conntrack.Tuple) bool {
+	answer := conntrack.Tuple{Src: tuple.Dst, Dst: tuple.Src}
+	e, err := r.Flows.Get(answer, 0)
+	return err == nil && e.Reply == answer
 }
 
 func (r *Reaper) newOrphanItem(cookie uint64, o *orphan, p *ctpolicy.Policy, d ctpolicy.Deadline) *item {
@@ -137,12 +147,15 @@ func (r *Reaper) advanceOrphan(it *item) {
 			return
 		}
 		it.deadline = d
-		if err := r.destroy(sockets[i : i+1]); err != nil {
+		destroyed, err := r.destroy(sockets[i : i+1])
+		if err != nil {
 			r.tryAgain(it, stepStrike, err)
 			return
 		}
 		r.schedule.drop(it)
-		r.report(it, MethodSocket, "")
+		if destroyed > 0 {
+			r.report(it, MethodSocket, "")
+		}
 		return
 	}
 	r.schedule.drop(it) // it ended by itself, or conntrack knows it now

@@ -14,6 +14,9 @@ import (
 // idleSlack is how far the socket's own clock may differ from conntrack's.
 const idleSlack = 20 * time.Millisecond
 
+// restAfter is when to try again to end a survivor: soon, because the pinned entry lasts only for the window.
+const restAfter = 3 * time.Second
+
 // An end is one side of a flow, by the addresses that this side knows: the client the original tuple, the server the
 // reply tuple.
 type end struct{ local, remote netip.AddrPort }
@@ -42,20 +45,20 @@ func (r *Reaper) strike(it *item) {
 	if !ctpolicy.Pinned(&e) {
 		// From now on the rule answers what either end still sends.
 		seconds, _ := ctpolicy.PinTimeout(it.deadline.At, r.now())
-		if err := r.Flows.Pin(&e, seconds); err != nil {
+		if err := r.Flows.Pin(&e, seconds); gone(err) || (err != nil && len(sockets) == 0) {
 			r.unreadable(it, err)
 			return
 		}
 	}
-	if len(sockets) == 0 {
-		r.schedule.later(it, stepChallenge, max(r.now(), it.deadline.At.Add(ruleDelay)))
-		return
-	}
-	if err := r.destroy(sockets); err != nil {
+	destroyed, err := r.destroy(sockets)
+	switch {
+	case err != nil:
 		r.tryAgain(it, stepStrike, err)
-		return
+	case destroyed == 0: // the rule may have been faster
+		r.schedule.later(it, stepChallenge, max(r.now(), it.deadline.At.Add(ruleDelay), it.rule.Add(ruleDelay/2)))
+	default:
+		r.forget(it, MethodSocket)
 	}
-	r.forget(it, MethodSocket)
 }
 
 // lookup finds the ends of a flow that are sockets of this host.
@@ -92,15 +95,19 @@ func pauseOf(s *sockdiag.Socket) (time.Duration, bool) {
 	return min(s.LastSent, s.LastRecv, s.LastAck), s.HasInfo
 }
 
-// destroy ends the sockets. One that has ended meanwhile is no error.
-func (r *Reaper) destroy(sockets []sockdiag.Socket) error {
+// destroy ends the sockets, and answers how many. One that has ended meanwhile is no error.
+func (r *Reaper) destroy(sockets []sockdiag.Socket) (destroyed int, err error) {
 	for i := range sockets {
 		err := r.Sockets.Destroy(&sockets[i])
-		if err != nil && !errors.Is(err, sockdiag.ErrNotFound) {
-			return fmt.Errorf("end the socket %s: %w", sockets[i].Local, err)
+		if errors.Is(err, sockdiag.ErrNotFound) {
+			continue
 		}
+		if err != nil {
+			return destroyed, fmt.Errorf("end the socket %s: %w", sockets[i].Local, err)
+		}
+		destroyed++
 	}
-	return nil
+	return destroyed, nil
 }
 
 // forget lets the client use its port again at once, and reports the end.
@@ -112,8 +119,8 @@ func (r *Reaper) forget(it *item, method Method) {
 	r.report(it, method, "")
 }
 
-// survived gives up for now. A later sweep finds the flow again, if it is still there.
+// survived gives up for a while. Then a sweep finds the flow again, if it is still there.
 func (r *Reaper) survived(it *item, reason string) {
-	r.schedule.drop(it)
 	r.report(it, MethodNone, reason)
+	r.schedule.later(it, stepRest, r.now().Add(restAfter))
 }

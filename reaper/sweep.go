@@ -61,11 +61,11 @@ func (r *Reaper) consider(e *conntrack.Entry, now ctpolicy.Instant) {
 	r.seen.add(e.Orig)
 	if !ctpolicy.Open(e) {
 		if ctpolicy.Pinned(e) {
-			r.tidy(e)
+			r.tidy(e, p, now)
 		}
 		return
 	}
-	d := r.Judge.Deadline(p, e, now)
+	d := r.judge(p, e, now)
 	if d.At > now.Add(p.Lead()) || r.schedule.has(e) {
 		return
 	}
@@ -92,9 +92,19 @@ func nextStep(e *conntrack.Entry, d ctpolicy.Deadline, now ctpolicy.Instant) (st
 }
 
 // tidy deletes the pinned entry of a flow that is closed: pinned, it would refuse its client's port until the
-// deadline. That of a flow that was ended here stays a moment.
-func (r *Reaper) tidy(e *conntrack.Entry) {
-	if e.Struck() && time.Duration(e.Timeout)*time.Second > ctpolicy.Window-lingering {
+// deadline. That of a flow that was ended here stays a moment, and that of a flow which is just being ended too: perhaps
+// the rule has reset one end only.
+func (r *Reaper) tidy(e *conntrack.Entry, p *ctpolicy.Policy, now ctpolicy.Instant) {
+	if e.Struck() && time.Duration(e.Timeout)*time.Second >= ctpolicy.Window-lingering {
+		return
+	}
+	if it := r.schedule.find(e); it != nil && now >= it.deadline.At {
+		return
+	}
+	if d := r.judge(p, e, now); d.Passed && e.State == conntrack.StateClose && !e.Struck() {
+		it := r.newItem(e, p, d, now)
+		it.widow = true
+		r.schedule.add(it)
 		return
 	}
 	if err := r.Flows.Delete(e); err != nil {

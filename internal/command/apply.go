@@ -66,8 +66,13 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 	if err != nil {
 		return explain(err)
 	}
-	pinned := r.Scheduled()
+	scheduled, before := r.Scheduled(), t.ended+t.survived
+	// Pinning takes up to a second: the register must not wait for it with connections that are opened meanwhile.
+	if err := rules.StopBeat(); err != nil {
+		return explain(err)
+	}
 	r.Drain(ctx)
+	pinned := scheduled - (t.ended + t.survived - before)
 	printApplied(env, in, adopted, pinned, without, t)
 	return nil
 }

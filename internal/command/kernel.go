@@ -122,22 +122,20 @@ func (k *kernel) newReaper(env *Env, in *rules.Installed, verbose bool) (*reaper
 	return r, nil
 }
 
-// newJudge reads back what earlier processes noted in the table.
+// newJudge reads back what earlier processes noted in the table. It has not looked at the clock yet.
 func newJudge(clock ctpolicy.Clock, in *rules.Installed) (*ctpolicy.Judge, error) {
 	defaults, err := conntrack.NamespaceTimeouts()
 	if err != nil {
 		return nil, explain(err)
 	}
 	readings := clockNotes(in.Notes)
-	now := clock.Now()
-	judge := &ctpolicy.Judge{
-		Timeline: ctpolicy.NewTimeline(append(readings, now)...), Since: now.Boot,
+	if len(readings) == 0 {
+		readings = append(readings, clock.Now())
+	}
+	return &ctpolicy.Judge{
+		Timeline: ctpolicy.NewTimeline(readings...), Since: readings[0].Boot,
 		Defaults: defaults, Installed: in.Timeouts,
-	}
-	if len(readings) > 0 {
-		judge.Since = readings[0].Boot
-	}
-	return judge, nil
+	}, nil
 }
 
 // clockNotes are the readings of this boot, oldest first.

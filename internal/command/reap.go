@@ -43,7 +43,7 @@ func reap(ctx context.Context, env *Env, verbose bool) error {
 	}
 	t := &tally{}
 	r.Ended = t.count
-	adopted, err := r.Adopt()
+	adopted, err := r.AdoptOrEnd()
 	if err != nil {
 		return explain(err)
 	}

@@ -92,6 +92,7 @@ func readStatus(env *Env) (*status, error) {
 	if err != nil {
 		return nil, err
 	}
+	judge.Timeline.Observe(env.Clock.Now())
 	s := &status{Connections: []connStatus{}}
 	s.Reaper = reaperStatus{Alive: in.Reaper.Running(), PID: in.Reaper.PID, Left: in.Reaper.Left.Seconds()}
 	open, err := s.readConnections(env.Clock, k, judge, ctpolicy.NewMatcher(in.Policies))

@@ -1,0 +1,76 @@
+package reaper
+
+import (
+	"fmt"
+	"time"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+)
+
+// pinTolerance is how many seconds may pass between a pin and its check, rounded up.
+const pinTolerance = 2
+
+// pin fixes the deadline in the kernel. From here on the flow ends even if the reaper dies. A flow that can't be pinned
+// is still struck.
+func (r *Reaper) pin(it *item) {
+	now := r.now()
+	seconds, _ := ctpolicy.PinTimeout(it.deadline.At, now)
+	right, err := r.pinAndCheck(it, seconds)
+	switch {
+	case gone(err):
+		r.schedule.drop(it)
+		return
+	case err == nil && !right && it.tries < maxTries:
+		it.tries++
+		if err = r.pinAnew(it); err == nil {
+			return
+		}
+	case err == nil && !right:
+		err = fmt.Errorf("the entry does not get the timeout of %d s", seconds)
+	}
+	if err != nil {
+		r.Log.Warn("pin", "flow", it.entry.Orig, "error", err)
+	}
+	it.tries = 0
+	it.rule = now.Add(time.Duration(seconds)*time.Second - ctpolicy.Window)
+	r.schedule.later(it, stepStrike, it.deadline.At)
+}
+
+// pinAndCheck reads back what was pinned. The kernel sets the timeout first and the status second, and a packet on
+// another CPU can refresh the timeout in between, for good.
+func (r *Reaper) pinAndCheck(it *item, seconds uint32) (right bool, err error) {
+	if err := r.Flows.Pin(&it.entry, seconds); err != nil {
+		return false, err
+	}
+	e, err := r.Flows.Again(&it.entry)
+	if err != nil {
+		return false, err
+	}
+	it.entry = e
+	return it.entry.Timeout <= seconds && it.entry.Timeout+pinTolerance >= seconds, nil
+}
+
+// pinAnew replaces an entry that was pinned for the wrong time, and schedules the flow to be pinned again. The new
+// entry has another birth, so the deadline is not judged again.
+func (r *Reaper) pinAnew(it *item) error {
+	// Between the two entries a packet must not be taken for a stray.
+	if err := r.Table.Beat(); err != nil {
+		return err
+	}
+	if err := r.Flows.Release(&it.entry, r.Judge.Defaults[conntrack.TimeoutEstablished]); err != nil {
+		return err
+	}
+	anew, err := r.Flows.Get(it.entry.Orig, it.entry.Zone)
+	if err != nil {
+		return err
+	}
+	if anew.Orig != it.entry.Orig {
+		return fmt.Errorf("its new entry is the wrong way round")
+	}
+	r.schedule.drop(it)
+	it.entry, it.forced = anew, true
+	it.step, it.at = stepPin, ctpolicy.PinAt(it.deadline.At, r.now())
+	r.schedule.add(it)
+	return nil
+}
