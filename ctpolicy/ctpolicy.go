@@ -18,6 +18,8 @@ const (
 	MaxLimit = 365 * 24 * time.Hour
 	// maxLead bounds the time for which the reaper may be dead without a pinned flow overstaying.
 	maxLead = 10 * time.Minute
+	// minLead leaves time for a pin, which is sent whole seconds before the deadline.
+	minLead = 1500 * time.Millisecond
 	// maxName leaves room for the suffixes of chain and counter names (NFT_NAME_MAXLEN is 256) and for comments of
 	// 128 bytes.
 	maxName = 32
@@ -43,7 +45,7 @@ func (p *Policy) Lead() time.Duration {
 			lead = min(lead, limit/2)
 		}
 	}
-	return lead
+	return max(lead, minLead)
 }
 
 // String is the policy's limits as a person types them: "max_age 1h, idle 10m".

@@ -134,6 +134,7 @@ func TestLead(t *testing.T) {
 		{time.Hour, 0, 10 * time.Minute},
 		{20 * time.Minute, 0, 10 * time.Minute},
 		{3 * time.Second, 0, 1500 * time.Millisecond},
+		{time.Second, 0, 1500 * time.Millisecond},
 		{time.Hour, time.Minute, 30 * time.Second},
 		{time.Minute, time.Hour, 30 * time.Second},
 		{0, 4 * time.Second, 2 * time.Second},

@@ -65,6 +65,9 @@ func trackChainOf() chain {
 	}}
 }
 
+// registerSlack makes up for the fractions of a jiffy that the kernel cuts from an element's timeout.
+const registerSlack = 10 * time.Millisecond
+
 // trackPolicy gives new flows their ct timeout object, and keeps the fallback's register: an open flow is entered once,
 // for max_age; when its element is gone its time is up. Registering at the SYN would let a SYN flood fill it, and
 // `update`, not `add`, gives a new flow from the same port its full time. A packet with RST is let through, or the
@@ -83,7 +86,7 @@ func trackPolicy(p *ctpolicy.Policy, timeouts conntrack.Timeouts) chain {
 	for i := range registers {
 		r := &registers[i]
 		c.rules = append(c.rules,
-			rule{exprs: join(ctLabelUnset(ctpolicy.LabelRegistered), r.update(p.MaxAge), setCtLabel(ctpolicy.LabelRegistered))},
+			rule{exprs: join(ctLabelUnset(ctpolicy.LabelRegistered), r.update(p.MaxAge+registerSlack), setCtLabel(ctpolicy.LabelRegistered))},
 			rule{exprs: join(ctLabel(ctpolicy.LabelRegistered), r.missing(), countReset(counterName(p.Name, CountFallback)))},
 		)
 	}

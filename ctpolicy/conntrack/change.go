@@ -78,12 +78,15 @@ func (t *Table) again(e *Entry) (ct.Flow, Entry, error) {
 // entry. The status must hold the bits that the entry has already (ctnetlink_change_status: EBUSY), so it is read
 // right before, and once more when it changed in between.
 //
+// A pin also makes the entry give way to a new SYN from its client once it is CLOSE (the test of CLOSE_INIT in
+// nf_conntrack_tcp_packet), or a reset by the rule would block the client's port until the pin expires.
+//
 // The kernel sets the timeout first and the status second (ctnetlink_change_conntrack). A packet that another CPU is
 // handling at that moment can still refresh the timeout, and then that is what stays for good: with a packet every 20
 // us in both directions about 1 pin in 130 had the wrong timeout. Again tells.
 func (t *Table) Pin(e *Entry, seconds uint32) error {
 	for try := 0; ; try++ {
-		now, err := t.Again(e)
+		flow, now, err := t.again(e)
 		if err != nil {
 			return err
 		}
@@ -93,6 +96,7 @@ func (t *Table) Pin(e *Entry, seconds uint32) error {
 		f := identity(&now)
 		f.Timeout = seconds
 		f.Status = ct.Status(now.Status | StatusFixedTimeout)
+		f.ProtoInfo = protoInfo(&flow, now.State, tcpCloseInit, 0)
 		err = gone(t.conn.Update(f))
 		if errors.Is(err, unix.EBUSY) && try < 3 {
 			continue
@@ -120,7 +124,7 @@ func (t *Table) create(e *Entry) error {
 	f.Timeout = e.Timeout
 	f.Status = ct.Status(e.Status)
 	f.Mark = e.Mark
-	f.ProtoInfo = protoInfo(e.State, e.OrigFlags, e.ReplyFlags)
+	f.ProtoInfo = protoInfo(&ct.Flow{}, e.State, e.OrigFlags, e.ReplyFlags)
 	if err := t.conn.Create(f); err != nil {
 		return fmt.Errorf("create entry %s: %w", e.Orig, err)
 	}
@@ -139,18 +143,14 @@ func (t *Table) MarkOpen(e *Entry) error {
 	return t.setState(e, StateEstablished, 0, 0)
 }
 
-// setState sets the TCP state, and flags of both directions in addition to those that are set. The window scales go
-// back as they are, because ti-mo always sends some.
+// setState sets the TCP state, and flags of both directions in addition to those that are set.
 func (t *Table) setState(e *Entry, state, orig, reply uint8) error {
 	flow, now, err := t.again(e)
 	if err != nil {
 		return err
 	}
 	f := identity(&now)
-	f.ProtoInfo = protoInfo(state, orig, reply)
-	if tcp := flow.ProtoInfo.TCP; tcp != nil {
-		f.ProtoInfo.TCP.OriginalWindowScale, f.ProtoInfo.TCP.ReplyWindowScale = tcp.OriginalWindowScale, tcp.ReplyWindowScale
-	}
+	f.ProtoInfo = protoInfo(&flow, state, orig, reply)
 	if err := t.conn.Update(f); err != nil {
 		return fmt.Errorf("set state of %s: %w", e.Orig, gone(err))
 	}
@@ -229,10 +229,15 @@ func identity(e *Entry) ct.Flow {
 	return ct.Flow{TupleOrig: toTuple(e.Orig), TupleReply: toTuple(e.Reply), Zone: e.Zone}
 }
 
-// protoInfo sets the given flags and leaves the others: each value is flags and mask (struct nf_ct_tcp_flags).
-func protoInfo(state, orig, reply uint8) ct.ProtoInfo {
+// protoInfo sets the state and the given flags, and leaves the other flags: each value is flags and mask (struct
+// nf_ct_tcp_flags). The window scales go back as they are in the flow, because ti-mo always sends some.
+func protoInfo(flow *ct.Flow, state, orig, reply uint8) ct.ProtoInfo {
 	both := func(flags uint8) uint16 { return uint16(flags)<<8 | uint16(flags) }
-	return ct.ProtoInfo{TCP: &ct.ProtoInfoTCP{State: state, OriginalFlags: both(orig), ReplyFlags: both(reply)}}
+	tcp := &ct.ProtoInfoTCP{State: state, OriginalFlags: both(orig), ReplyFlags: both(reply)}
+	if was := flow.ProtoInfo.TCP; was != nil {
+		tcp.OriginalWindowScale, tcp.ReplyWindowScale = was.OriginalWindowScale, was.ReplyWindowScale
+	}
+	return ct.ProtoInfo{TCP: tcp}
 }
 
 func toTuple(t Tuple) ct.Tuple {

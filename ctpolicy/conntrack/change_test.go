@@ -228,6 +228,7 @@ func TestPin(t *testing.T) {
 		pinned := b.again(&before)
 		want := before
 		want.Status |= StatusFixedTimeout
+		want.OrigFlags |= tcpCloseInit
 		if unlike(pinned, want) {
 			t.Errorf("%s: was %+v, is %+v", addr, before, pinned)
 		}

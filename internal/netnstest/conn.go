@@ -83,6 +83,9 @@ func (c *Conn) Err() error {
 
 // WaitEnd waits until the connection has ended. Its error means that it had not by the timeout.
 func (c *Conn) WaitEnd(timeout time.Duration) error {
+	if !c.Alive() {
+		return nil // also when there is no time left
+	}
 	select {
 	case <-c.ended:
 		return nil
