@@ -17,13 +17,18 @@ type capability struct {
 	probe               func() error
 }
 
-// capabilities is the one list of what the kernel must have.
-func capabilities() []capability {
+// tableCapabilities are what the table needs.
+func tableCapabilities() []capability {
 	var list []capability
 	for _, f := range rules.Features() {
 		list = append(list, capability{f.Name, f.Config, f.Since, f.Probe})
 	}
-	return append(list,
+	return list
+}
+
+// capabilities is the one list of what the kernel must have.
+func capabilities() []capability {
+	return append(tableCapabilities(),
 		capability{"entries by netlink", "CONFIG_NF_CT_NETLINK", "2.6.14", probeConntrack},
 		capability{"birth times of entries", "CONFIG_NF_CONNTRACK_TIMESTAMP", "2.6.38", func() error {
 			_, err := conntrack.Timestamps()

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -62,17 +63,21 @@ func hint(err error, format string, args ...any) error {
 // Run executes one command line, without the program's name, and answers the exit code. It ends when the context does.
 func Run(ctx context.Context, args []string, env *Env) int {
 	app := newApp(env)
-	err := app.RunContext(ctx, append([]string{"curfew"}, args...))
+	return complain(env.Stderr, app.RunContext(ctx, append([]string{"curfew"}, args...)))
+}
+
+// complain tells a person about an error, and answers the exit code.
+func complain(w io.Writer, err error) int {
 	if err == nil {
 		return ExitDone
 	}
 	f := &failure{err: err, code: ExitFailed}
 	errors.As(err, &f)
 	if f.err != nil && f.err.Error() != "" {
-		fmt.Fprintf(env.Stderr, "curfew: %v\n", err)
+		fmt.Fprintf(w, "curfew: %v\n", err)
 	}
 	if f.hint != "" {
-		fmt.Fprintf(env.Stderr, "hint: %s\n", f.hint)
+		fmt.Fprintf(w, "hint: %s\n", f.hint)
 	}
 	return f.code
 }
@@ -122,10 +127,12 @@ func onUsageError(c *cli.Context, err error, _ bool) error {
 func withoutArguments(action cli.ActionFunc) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		if c.Args().Present() {
-			return &failure{
-				err: fmt.Errorf("unexpected argument %q", c.Args().First()), code: ExitUsage,
-				hint: "write lists with commas and without spaces: --port 389,636",
+			f := &failure{err: fmt.Errorf("unexpected argument %q", c.Args().First()), code: ExitUsage}
+			f.hint = fmt.Sprintf("`%s --help` shows the flags", c.Command.HelpName)
+			if slices.Contains(c.FlagNames(), "port") {
+				f.hint = "write lists with commas and without spaces: --port 389,636"
 			}
+			return f
 		}
 		return action(c)
 	}

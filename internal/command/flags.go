@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -40,8 +41,14 @@ func (d *drafts) policies() ([]ctpolicy.Policy, error) {
 		}
 	}
 	var policies []ctpolicy.Policy
-	for _, d := range d.list {
-		if d.policy.Name == "" && len(d.policy.Ports) > 0 {
+	for i, d := range d.list {
+		if len(d.policy.Ports) == 0 {
+			return nil, &failure{
+				err: fmt.Errorf("policy %d (--%s): no port given", i+1, strings.Join(d.given, ", --")), code: ExitUsage,
+				hint: "name the ports to cover, for example --port 389,636",
+			}
+		}
+		if d.policy.Name == "" {
 			d.policy.Name = fmt.Sprintf("tcp-%s", d.policy.Ports[0])
 		}
 		policies = append(policies, d.policy)
@@ -90,6 +97,9 @@ func policyFlags() (*drafts, []cli.Flag) {
 		flag("idle", "end connections without a packet for this `TIME`",
 			limit(func(p *ctpolicy.Policy) *time.Duration { return &p.Idle })),
 		flag("name", "`NAME` of the policy in the table and the log (default: tcp-PORT)", func(p *ctpolicy.Policy, v string) error {
+			if v == "" {
+				return errors.New("a name must not be empty")
+			}
 			p.Name = v
 			return nil
 		}),

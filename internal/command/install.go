@@ -45,7 +45,7 @@ func install(env *Env, k *kernel, o *options) (*rules.Installed, error) {
 		if errors.Is(err, rules.ErrRegisterSize) {
 			return nil, usage(err)
 		}
-		return nil, explain(missing(err, rules.Features()))
+		return nil, explain(missing(err, tableCapabilities()))
 	}
 	if old != nil && !old.Same(o.policies) {
 		if err := clearLabels(k, staleLabels(old.Policies, o.policies)); err != nil {
@@ -77,9 +77,9 @@ func loadConntrack() (conntrack.Timeouts, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return timeouts, explain(err)
 	}
-	for _, f := range rules.Features() {
-		if err := f.Probe(); err != nil {
-			return timeouts, explain(missing(err, []rules.Feature{f}))
+	for _, c := range tableCapabilities() {
+		if err := c.probe(); err != nil {
+			return timeouts, explain(missing(err, []capability{c}))
 		}
 	}
 	timeouts, err = conntrack.NamespaceTimeouts()

@@ -81,9 +81,13 @@ func (k *kernel) Close() {
 	k.Table.Close()
 }
 
-// explain tells what a person can do about an error of the kernel.
+// explain tells what a person can do about an error of the kernel, unless the error tells that already: a feature that
+// is missing can look like a file that is (ENOENT).
 func explain(err error) error {
+	var known *failure
 	switch {
+	case errors.As(err, &known) && known.hint != "":
+		return err
 	case errors.Is(err, rules.ErrPermission), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return hint(err, "curfew needs CAP_NET_ADMIN and CAP_NET_RAW: run it as root, for example with sudo")
 	case errors.Is(err, sockdiag.ErrUnsupported):
@@ -96,12 +100,12 @@ func explain(err error) error {
 	return err
 }
 
-// missing explains a refused table by the first feature that the kernel lacks.
-func missing(err error, features []rules.Feature) error {
-	for _, f := range features {
-		if probe := f.Probe(); probe != nil {
-			return hint(fmt.Errorf("%w: this kernel has no %s", err, f.Name),
-				"it needs %s (Linux %s or newer); `curfew selftest` shows all that is needed", f.Config, f.Since)
+// missing explains a refused table by the first capability that the kernel lacks.
+func missing(err error, list []capability) error {
+	for _, c := range list {
+		if probe := c.probe(); probe != nil && !errors.Is(probe, rules.ErrPermission) {
+			return hint(fmt.Errorf("%w: this kernel has no %s", err, c.name),
+				"it needs %s (Linux %s or newer); `curfew selftest` shows all that is needed", c.config, c.since)
 		}
 	}
 	return err

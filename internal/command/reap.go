@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -57,5 +58,8 @@ func reap(ctx context.Context, env *Env, verbose bool) error {
 
 // notInstalled adds what to type.
 func notInstalled(err error) error {
-	return hint(explain(err), "install a limit first, for example: curfew apply --port 389 --max-age 1h")
+	if !errors.Is(err, rules.ErrNotInstalled) {
+		return explain(err)
+	}
+	return hint(err, "install a limit first, for example: curfew apply --port 389 --max-age 1h")
 }
