@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// Window is how long the reject rule answers after a deadline.
-	Window = 10 * time.Second
+	// Window is how long a pinned entry lasts, and the reject rule answers, after a deadline. A reaper that was away
+	// for longer, or a timer that fires less often, would not find the entry of an idle flow any more.
+	Window = 5 * time.Minute
 	// MaxLimit is the longest limit that a policy may have.
 	MaxLimit = 365 * 24 * time.Hour
 	// maxLead bounds the time for which the reaper may be dead without a pinned flow overstaying.

@@ -86,6 +86,7 @@ func TestDeadline(t *testing.T) {
 	unborn := flow(now)
 	unborn.Start = 0
 	const s, m, h = time.Second, time.Minute, time.Hour
+	const window = uint32(Window / s)
 	for _, c := range []struct {
 		name         string
 		maxAge, idle time.Duration
@@ -112,13 +113,13 @@ func TestDeadline(t *testing.T) {
 		{"both passed", h, 10 * m, tracked(left(flow(now.Add(-2*h)), 0)), -h, CauseMaxAge, true},
 		{"idle passed", h, 10 * m, tracked(left(flow(now.Add(-20*m)), 0)), -s, CauseIdle, true},
 
-		{"pinned as we would", h, 10 * m, pinned(flow(now.Add(-50*m)), 609), 10 * m, CauseMaxAge, false},
-		{"pinned under a shorter limit", h, 0, pinned(flow(now.Add(-10*m)), 69), m, CauseMaxAge, false},
-		{"pinned, birth not recorded", 2 * h, 0, pinned(entryOf("10.0.0.1:1", "10.0.0.2:389"), 19), 10 * s, CauseMaxAge, false},
-		{"pinned, the rule is active", h, 0, pinned(entryOf("10.0.0.1:1", "10.0.0.2:389"), 9), 0, CauseMaxAge, true},
-		{"pinned, not idle any more", h, m, pinned(flow(now.Add(-10*m)), 2000), 1991 * s, CauseMaxAge, false},
+		{"pinned as we would", h, 10 * m, pinned(flow(now.Add(-50*m)), 599+window), 10 * m, CauseMaxAge, false},
+		{"pinned under a shorter limit", h, 0, pinned(flow(now.Add(-10*m)), 59+window), m, CauseMaxAge, false},
+		{"pinned, birth not recorded", 2 * h, 0, pinned(entryOf("10.0.0.1:1", "10.0.0.2:389"), 9+window), 10 * s, CauseMaxAge, false},
+		{"pinned, the rule is active", h, 0, pinned(entryOf("10.0.0.1:1", "10.0.0.2:389"), window-1), 0, CauseMaxAge, true},
+		{"pinned, not idle any more", h, m, pinned(flow(now.Add(-10*m)), 1990+window), 1991 * s, CauseMaxAge, false},
 		// Whoever ends a flow for its pause pins it; from then on nobody knows the pause.
-		{"pinned for its pause", 0, m, pinned(flow(now.Add(-10*m)), 9), -time.Duration(now), "", false},
+		{"pinned for its pause", 0, m, pinned(flow(now.Add(-10*m)), window-1), -time.Duration(now), "", false},
 	} {
 		p := &Policy{Name: "ldap", MaxAge: c.maxAge, Idle: c.idle}
 		got := judge().Deadline(p, c.e, now)

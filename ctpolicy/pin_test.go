@@ -26,22 +26,22 @@ func TestPinAt(t *testing.T) {
 }
 
 func TestPinTimeout(t *testing.T) {
-	const s = time.Second
+	const s, window = time.Second, uint32(Window / time.Second)
 	for _, c := range []struct {
 		left    time.Duration
 		seconds uint32
 		ok      bool
 	}{
-		{-time.Hour, 10, true},
-		{0, 10, true},
-		{1, 11, true},
-		{s, 11, true},
-		{s + 1, 12, true},
-		{time.Hour, 3610, true},
+		{-time.Hour, window, true},
+		{0, window, true},
+		{1, window + 1, true},
+		{s, window + 1, true},
+		{s + 1, window + 2, true},
+		{time.Hour, window + 3600, true},
 		{20*day - Window, 20 * 86400, true},
 		{20*day - Window + 1, 20*86400 + 1, false},
-		{20 * day, 20*86400 + 10, false},
-		{MaxLimit, 365*86400 + 10, false},
+		{20 * day, window + 20*86400, false},
+		{MaxLimit, window + 365*86400, false},
 	} {
 		if seconds, ok := PinTimeout(now.Add(c.left), now); seconds != c.seconds || ok != c.ok {
 			t.Errorf("%v left: got %d, %v; want %d, %v", c.left, seconds, ok, c.seconds, c.ok)
@@ -49,7 +49,7 @@ func TestPinTimeout(t *testing.T) {
 	}
 }
 
-// ruleStart is when the rule begins to answer for an entry pinned at an instant: `ct expiration <= 10s`.
+// ruleStart is when the rule begins to answer for an entry pinned at an instant: `ct expiration <= 5m`.
 func ruleStart(deadline, pinned Instant) Instant {
 	seconds, _ := PinTimeout(deadline, pinned)
 	return pinned.Add(time.Duration(seconds)*time.Second - Window)

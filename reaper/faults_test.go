@@ -94,10 +94,10 @@ func TestLastingFault(t *testing.T) {
 						}
 					}
 					w.fault = nil
-					w.run(4 * time.Second)
+					w.run(restAfter + 4*time.Second)
 					for _, c := range conns {
 						if policy.Idle == 0 || c.client.here || c.server.here { // else nobody knows it any more
-							ended(t, c, 10*time.Second, 7*time.Second)
+							ended(t, c, 10*time.Second, restAfter+7*time.Second)
 						}
 					}
 				})

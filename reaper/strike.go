@@ -14,8 +14,8 @@ import (
 // idleSlack is how far the socket's own clock may differ from conntrack's.
 const idleSlack = 20 * time.Millisecond
 
-// restAfter is when to try again to end a survivor: soon, because the pinned entry lasts only for the window.
-const restAfter = 3 * time.Second
+// restAfter is when to try again to end a survivor: some times within the window for which its entry lasts.
+const restAfter = ctpolicy.Window / 5
 
 // An end is one side of a flow, by the addresses that this side knows: the client the original tuple, the server the
 // reply tuple.

@@ -124,13 +124,13 @@ func TestSurvivor(t *testing.T) {
 			t.Errorf("attempt %d at %s, want %s", i, at, want)
 		}
 	}
-	w.run(20 * time.Second)
+	w.run(ctpolicy.Window + restAfter)
 	for _, r := range w.results {
 		if r.Method != MethodNone {
 			t.Errorf("result %+v", r)
 		}
 	}
-	if len(w.results) > 5 {
+	if len(w.results) > int(ctpolicy.Window/restAfter) {
 		t.Errorf("%d results for one survivor", len(w.results))
 	}
 	w.drained()
@@ -159,8 +159,8 @@ func TestIdleSurvivor(t *testing.T) {
 			}
 		}
 		broken, c.client.deaf, c.server.deaf = false, 0, 0
-		w.run(10 * time.Second)
-		ended(t, c, 13*time.Second, 4*time.Second)
+		w.run(restAfter)
+		ended(t, c, 13*time.Second, restAfter)
 		w.drained()
 	})
 }

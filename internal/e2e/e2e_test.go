@@ -32,7 +32,7 @@ const (
 	patience = 10 * time.Second
 )
 
-// program is the path of curfew, built for this test run.
+// program is the path of curfew, built for this test run. The test cache knows nothing of it: use -count=1.
 var program string
 
 func TestMain(m *testing.M) { netnstest.Main(builder{m}) }

@@ -340,3 +340,45 @@ func TestReap(t *testing.T) {
 		mustAllBeAlive(t, f.inTime, "after the second pass")
 	}
 }
+
+// A timer's passes are far apart. A connection that one of them has pinned, and that is silent when its time is up, is
+// still found by the next: its entry lasts for the window.
+func TestReapLongAfterAPin(t *testing.T) {
+	t.Parallel()
+	const (
+		maxAge = 10 * time.Second // apply takes a second for each topology
+		apart  = 16 * time.Second
+	)
+	tops := eachTopology(t)
+	var pinned [][]*pair
+	for _, top := range tops {
+		port := top.listenOn(t, 8081)
+		pairs := port.open(t, "before")
+		succeed(t, top.curfew, "apply", "--port", "8081", "--max-age", maxAge.String())
+		pinned = append(pinned, append(pairs, port.open(t, "after")...))
+	}
+	begin := time.Now()
+	sleepUntil(begin.Add(maxAge / 10))
+	for i := range tops {
+		for _, p := range pinned[i] {
+			p.talk(t, p.client, p.server)
+		}
+	}
+	sleepUntil(begin.Add(maxAge / 2))
+	for _, top := range tops {
+		succeed(t, top.curfew, "reap")
+	}
+	sleepUntil(begin.Add(maxAge/2 + apart))
+	for i, top := range tops {
+		mustAllBeAlive(t, pinned[i], "before the second pass")
+		from := time.Now()
+		out := succeed(t, top.curfew, "reap")
+		if want := fmt.Sprintf("%d ended, 0 survived, 0 adopted\n", len(pinned[i])); out != want {
+			t.Errorf("%s: the second pass printed %q, want %q", top.name, out, want)
+		}
+		for _, p := range pinned[i] {
+			p.born = span{from, time.Now()}
+			p.mustEnd(t, 0)
+		}
+	}
+}

@@ -28,7 +28,7 @@ type Server struct {
 // Serve listens on addr, which must be a literal. network is tcp4, tcp6, or tcp: with [::]:port that is a
 // dual-stack socket. Port 0 picks a free one.
 func (h *Host) Serve(network, addr string) (*Server, error) {
-	var lc net.ListenConfig
+	lc := net.ListenConfig{KeepAlive: -1} // idle is idle
 	lc.SetMultipathTCP(false)
 	var l net.Listener
 	err := h.Do(func() (err error) {
@@ -156,7 +156,7 @@ func FromPort(p uint16) DialOptions {
 // Connect opens a connection to addr, a literal. network is tcp4 or tcp6. A local port may be used again at
 // once after a reset, and while in TIME_WAIT for another destination.
 func (h *Host) Connect(network, addr string, opts DialOptions) (*Conn, error) {
-	d := net.Dialer{Timeout: opts.Timeout, Control: reuseAddr}
+	d := net.Dialer{Timeout: opts.Timeout, Control: reuseAddr, KeepAlive: -1}
 	d.SetMultipathTCP(false)
 	if d.Timeout == 0 {
 		d.Timeout = 5 * time.Second
