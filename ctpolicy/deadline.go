@@ -44,10 +44,13 @@ type Judge struct {
 }
 
 // Open tells whether the flow's handshake is complete and data may still flow in at least one direction.
-func Open(e *conntrack.Entry) bool {
+func Open(e *conntrack.Entry) bool { return MidFlow(e) && e.Status&conntrack.StatusAssured != 0 }
+
+// MidFlow is Open, or a flow that conntrack picked up after its handshake and has not seen in both directions yet.
+func MidFlow(e *conntrack.Entry) bool {
 	switch e.State {
 	case conntrack.StateEstablished, conntrack.StateFinWait, conntrack.StateCloseWait, conntrack.StateLastAck:
-		return e.Status&conntrack.StatusAssured != 0
+		return true
 	}
 	return false
 }

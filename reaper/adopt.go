@@ -113,7 +113,7 @@ func (r *Reaper) PinAll() (without int, err error) {
 func (r *Reaper) EndAll() error {
 	now := r.now()
 	err := r.lookAround(func(e *conntrack.Entry) {
-		if !ctpolicy.Open(e) {
+		if !ctpolicy.MidFlow(e) {
 			return
 		}
 		r.schedule.add(&item{

@@ -101,7 +101,7 @@ func readNotes(conn *nftables.Conn) ([]string, error) {
 		return nil, fmt.Errorf("read table inet curfew: %w", err)
 	}
 	if len(notes) == 0 || notes[0] != format {
-		return nil, fmt.Errorf("%w: rename or delete it (`nft delete table inet curfew`), then try again", ErrForeign)
+		return nil, ErrForeign
 	}
 	return notes[1:], nil
 }

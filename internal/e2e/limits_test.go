@@ -346,8 +346,10 @@ func TestReap(t *testing.T) {
 func TestReapLongAfterAPin(t *testing.T) {
 	t.Parallel()
 	const (
-		maxAge = 10 * time.Second // apply takes a second for each topology
-		apart  = 16 * time.Second
+		maxAge = 16 * time.Second
+		pass   = 9 * time.Second // the first, from the last apply on: within lead
+		talk   = 12 * time.Second
+		again  = 27 * time.Second
 	)
 	tops := eachTopology(t)
 	var pinned [][]*pair
@@ -358,17 +360,17 @@ func TestReapLongAfterAPin(t *testing.T) {
 		pinned = append(pinned, append(pairs, port.open(t, "after")...))
 	}
 	begin := time.Now()
-	sleepUntil(begin.Add(maxAge / 10))
+	sleepUntil(begin.Add(pass))
+	for _, top := range tops {
+		succeed(t, top.curfew, "reap")
+	}
+	sleepUntil(begin.Add(talk))
 	for i := range tops {
 		for _, p := range pinned[i] {
 			p.talk(t, p.client, p.server)
 		}
 	}
-	sleepUntil(begin.Add(maxAge / 2))
-	for _, top := range tops {
-		succeed(t, top.curfew, "reap")
-	}
-	sleepUntil(begin.Add(maxAge/2 + apart))
+	sleepUntil(begin.Add(again))
 	for i, top := range tops {
 		mustAllBeAlive(t, pinned[i], "before the second pass")
 		from := time.Now()
