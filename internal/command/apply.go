@@ -41,7 +41,7 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 		return err
 	}
 	defer k.Close()
-	in, err := install(env, k, o)
+	in, err := install(env, k, o, nil)
 	if err != nil {
 		return err
 	}

@@ -17,11 +17,11 @@ import (
 const timestampNote = "nf_conntrack_timestamp was "
 
 // install puts the table and the sysctl in place. Until the heartbeat of the table lapses, nothing is ended that was
-// open before.
-func install(env *Env, k *kernel, o *options) (*rules.Installed, error) {
-	old, err := rules.Read()
+// open before. When the table was lost, its notes come from what was installed before it, if that is known.
+func install(env *Env, k *kernel, o *options, before *rules.Installed) (*rules.Installed, error) {
+	old, err := readTable()
 	if err != nil && !errors.Is(err, rules.ErrNotInstalled) {
-		return nil, explain(err)
+		return nil, err
 	}
 	if old != nil && old.Reaper.Running() && old.Reaper.PID != os.Getpid() {
 		return nil, busy(old.Reaper)
@@ -38,7 +38,7 @@ func install(env *Env, k *kernel, o *options) (*rules.Installed, error) {
 			return nil, explain(err)
 		}
 	}
-	if config.Notes, err = newNotes(env, old); err != nil {
+	if config.Notes, err = newNotes(env, old, before); err != nil {
 		return nil, explain(err)
 	}
 	if err := rules.Apply(config); err != nil {
@@ -96,21 +96,23 @@ func warnLabels(env *Env) error {
 }
 
 // newNotes are what the table must remember and does not yet.
-func newNotes(env *Env, old *rules.Installed) ([]string, error) {
-	reading := env.Clock.Now()
-	var notes []string
-	if old == nil || oldTimestamps(old.Notes) == "" {
+func newNotes(env *Env, old, before *rules.Installed) (notes []string, err error) {
+	var known []string
+	switch {
+	case old != nil:
+		known = old.Notes
+	case before != nil:
+		known, notes = before.Notes, before.Notes
+	}
+	if oldTimestamps(known) == "" {
 		on, err := conntrack.Timestamps()
 		if err != nil {
 			return nil, err
 		}
-		value := "0"
-		if on {
-			value = "1"
-		}
-		notes = append(notes, timestampNote+value)
+		notes = append(notes, fmt.Sprintf("%s%d", timestampNote, map[bool]int{true: 1}[on]))
 	}
-	if old == nil || ctpolicy.NewTimeline(clockNotes(old.Notes)...).Observe(reading) || len(clockNotes(old.Notes)) == 0 {
+	readings, reading := clockNotes(known), env.Clock.Now()
+	if len(readings) == 0 || ctpolicy.NewTimeline(readings...).Observe(reading) {
 		notes = append(notes, reading.Note(ctpolicy.BootID()))
 	}
 	return notes, nil

@@ -100,6 +100,18 @@ func explain(err error) error {
 	return err
 }
 
+// readTable reads the table. Every error but ErrNotInstalled is explained.
+func readTable() (*rules.Installed, error) {
+	in, err := rules.Read()
+	switch {
+	case err == nil, errors.Is(err, rules.ErrNotInstalled):
+		return in, err
+	case errors.Is(err, rules.ErrForeign), errors.Is(err, rules.ErrPermission):
+		return nil, explain(err)
+	}
+	return nil, missing(err, tableCapabilities())
+}
+
 // missing explains a refused table by the first capability that the kernel lacks.
 func missing(err error, list []capability) error {
 	for _, c := range list {

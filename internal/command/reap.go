@@ -25,10 +25,13 @@ from the table that apply has installed.
 	}
 }
 
-func reap(ctx context.Context, env *Env, verbose bool) error {
-	in, err := rules.Read()
+func reap(ctx context.Context, env *Env, verbose bool) (err error) {
+	in, err := readTable()
+	if errors.Is(err, rules.ErrNotInstalled) {
+		return hint(err, "install a limit first, for example: curfew apply --port 389 --max-age 1h")
+	}
 	if err != nil {
-		return notInstalled(err)
+		return err
 	}
 	if in.Reaper.Running() {
 		return busy(in.Reaper)
@@ -38,6 +41,7 @@ func reap(ctx context.Context, env *Env, verbose bool) error {
 		return err
 	}
 	defer k.Close()
+	defer func() { err = errors.Join(err, stopBeat()) }() // a pin may have needed one
 	r, err := k.newReaper(env, in, verbose)
 	if err != nil {
 		return err
@@ -54,12 +58,4 @@ func reap(ctx context.Context, env *Env, verbose bool) error {
 	r.Drain(ctx)
 	fmt.Fprintf(env.Stdout, "%d ended, %d survived, %d adopted\n", t.ended, t.survived, adopted)
 	return nil
-}
-
-// notInstalled adds what to type.
-func notInstalled(err error) error {
-	if !errors.Is(err, rules.ErrNotInstalled) {
-		return explain(err)
-	}
-	return hint(err, "install a limit first, for example: curfew apply --port 389 --max-age 1h")
 }

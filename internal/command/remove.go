@@ -25,13 +25,13 @@ nf_conntrack_timestamp back. When nothing is installed it says so, and that is n
 }
 
 func remove(env *Env) error {
-	in, err := rules.Read()
+	in, err := readTable()
 	if errors.Is(err, rules.ErrNotInstalled) {
 		fmt.Fprintln(env.Stdout, "curfew is not installed: nothing to remove")
 		return nil
 	}
 	if err != nil {
-		return explain(err)
+		return err
 	}
 	if in.Reaper.Running() && in.Reaper.PID != 0 {
 		return busy(in.Reaper)

@@ -44,15 +44,21 @@ func run(ctx context.Context, env *Env, o *options, verbose bool) (err error) {
 	}
 	defer k.Close()
 	defer func() { err = errors.Join(err, stopBeat()) }()
-	for again := false; ; again = true {
-		in, err := install(env, k, o)
+	var in *rules.Installed
+	for reload := false; ; reload = true {
+		fresh, err := install(env, k, o, in)
 		if err == nil {
 			err = rules.Beat(os.Getpid())
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+			in = fresh
+		case reload:
+			env.logger(verbose).Error("the rules could not be installed again: the old limits stay in force", "error", err)
+		default:
 			return err
 		}
-		err = reapUntilReload(ctx, env, k, in, o.reset && !again, verbose)
+		err = reapUntilReload(ctx, env, k, in, o.reset && !reload, verbose)
 		if err != nil || ctx.Err() != nil {
 			return err
 		}

@@ -75,13 +75,13 @@ type connStatus struct {
 }
 
 func readStatus(env *Env) (*status, error) {
-	in, err := rules.Read()
+	in, err := readTable()
 	if errors.Is(err, rules.ErrNotInstalled) {
 		f := &failure{err: err, code: ExitNotInstalled, hint: "curfew apply installs limits"}
 		return nil, f
 	}
 	if err != nil {
-		return nil, explain(err)
+		return nil, err
 	}
 	k, err := openConntrack()
 	if err != nil {

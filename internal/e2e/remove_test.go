@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -197,5 +198,28 @@ func (s *removal) limitAgain() {
 	mustHaveSysctl(s.t, s.top.curfew, s.timestamps, "after the second remove")
 	if slices.ContainsFunc(s.pairs, func(p *pair) bool { return p.client.Alive() }) {
 		s.fail("a connection outlived the second limit")
+	}
+}
+
+// What the lost table knew is not forgotten: the sysctl's old value, and since when connections are limited.
+func TestRemoveAfterALostTable(t *testing.T) {
+	t.Parallel()
+	h := netnstest.NewHost(t, "host")
+	server := h.Listen(t, "tcp4", "127.0.0.1:8081")
+	before := connect(t, h, server, server.Addr().Addr(), netnstest.DialOptions{})
+	from := time.Now()
+	p := start(t, h, "--port", "8081", "--max-age", limit.String())
+	before.born = span{from, time.Now()}
+	sleepUntil(before.born.to.Add(limit / 3))
+	tool(t, h, "", "nft", "flush", "ruleset")
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the rules to be installed again", func() bool { return strings.Count(p.log.String(), "msg=running") == 2 })
+	before.mustEnd(t, limit)
+	p.stop()
+	succeed(t, h, "remove")
+	if value, err := h.Sysctl(timestampSysctl); err != nil || value != "0" {
+		t.Errorf("the sysctl is %q (%v), was 0", value, err)
 	}
 }
