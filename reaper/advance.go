@@ -128,6 +128,9 @@ func (r *Reaper) unreadable(it *item, err error) {
 	}
 	if gone(err) {
 		r.schedule.drop(it)
+		if it.step == stepChallenge || it.step == stepConfirm {
+			r.report(it, MethodGone, "") // its client has used its port again
+		}
 		return
 	}
 	r.tryAgain(it, it.step, err)

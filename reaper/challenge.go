@@ -32,7 +32,7 @@ func (r *Reaper) challenge(it *item) {
 		return
 	}
 	if it.tries == 0 && it.entry.State == conntrack.StateClose {
-		if err := r.Flows.MarkOpen(&it.entry); err != nil {
+		if err := r.Flows.MarkWaiting(&it.entry); err != nil {
 			r.unreadable(it, err)
 			return
 		}

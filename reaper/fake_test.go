@@ -578,10 +578,10 @@ func (k *kernel) MarkClosed(old *conntrack.Entry) error {
 	return nil
 }
 
-func (k *kernel) MarkOpen(old *conntrack.Entry) error {
-	e, err := k.change("MarkOpen", old)
+func (k *kernel) MarkWaiting(old *conntrack.Entry) error {
+	e, err := k.change("MarkWaiting", old)
 	if err == nil {
-		e.State = conntrack.StateEstablished
+		e.State = conntrack.StateTimeWait
 	}
 	return err
 }

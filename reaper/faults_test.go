@@ -15,7 +15,7 @@ import (
 var errBroken = errors.New("broken")
 
 var allCalls = []string{
-	"Dump", "Get", "Again", "Pin", "Create", "MarkClosed", "MarkOpen", "Delete", "Lookup", "List", "Listeners", "Destroy", "Send",
+	"Dump", "Get", "Again", "Pin", "Create", "MarkClosed", "MarkWaiting", "Delete", "Lookup", "List", "Listeners", "Destroy", "Send",
 }
 
 func faults(call string) []error {

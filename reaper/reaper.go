@@ -28,7 +28,7 @@ type Flows interface {
 	// Release replaces a pinned entry by one that is not.
 	Release(e *conntrack.Entry, seconds uint32) error
 	MarkClosed(e *conntrack.Entry) error
-	MarkOpen(e *conntrack.Entry) error
+	MarkWaiting(e *conntrack.Entry) error
 	Delete(e *conntrack.Entry) error
 }
 

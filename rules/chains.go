@@ -65,8 +65,9 @@ func trackChainOf() chain {
 	}}
 }
 
-// registerSlack makes up for the fractions of a jiffy that the kernel cuts from an element's timeout.
-const registerSlack = 10 * time.Millisecond
+// registerSlack makes up for the fractions of a jiffy that the kernel cuts from an element's timeout. It is whole jiffies at
+// every HZ.
+const registerSlack = 20 * time.Millisecond
 
 // trackPolicy gives new flows their ct timeout object, and keeps the fallback's register: an open flow is entered once,
 // for max_age; when its element is gone its time is up. Registering at the SYN would let a SYN flood fill it, and

@@ -138,9 +138,10 @@ func (t *Table) MarkClosed(e *Entry) error {
 	return t.setState(e, StateClose, tcpCloseInit, tcpCloseInit)
 }
 
-// MarkOpen is for an entry that is CLOSE although one end may still be open: the reset of that end sets CLOSE again.
-func (t *Table) MarkOpen(e *Entry) error {
-	return t.setState(e, StateEstablished, 0, 0)
+// MarkWaiting is for an entry that is CLOSE although one end may still be open: the reset of that end sets CLOSE again.
+// It is TIME_WAIT and not ESTABLISHED, so that a new SYN replaces the entry also meanwhile.
+func (t *Table) MarkWaiting(e *Entry) error {
+	return t.setState(e, StateTimeWait, 0, 0)
 }
 
 // setState sets the TCP state, and flags of both directions in addition to those that are set.

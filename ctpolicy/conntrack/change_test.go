@@ -187,7 +187,7 @@ func TestReusedTuple(t *testing.T) {
 			t.Helper()
 			_, err := b.Again(&first)
 			for what, err := range map[string]error{
-				"again": err, "pin": b.Pin(&first, 100), "mark closed": b.MarkClosed(&first), "mark open": b.MarkOpen(&first),
+				"again": err, "pin": b.Pin(&first, 100), "mark closed": b.MarkClosed(&first), "mark waiting": b.MarkWaiting(&first),
 			} {
 				if !errors.Is(err, ErrGone) {
 					t.Errorf("%s, %s: %s: %v", addr, when, what, err)
@@ -339,7 +339,7 @@ func TestStruck(t *testing.T) {
 }
 
 // One end has been reset, and conntrack goes on with the other as if nothing had happened, window scales included.
-func TestMarkOpen(t *testing.T) {
+func TestMarkWaiting(t *testing.T) {
 	for _, addr := range bothFamilies {
 		b := newBed(t, addr, "")
 		client, peer := b.connect(0)
@@ -351,9 +351,9 @@ func TestMarkOpen(t *testing.T) {
 		}
 		pinned := b.again(&e)
 		b.must(b.MarkClosed(&e))
-		b.must(b.MarkOpen(&e))
+		b.must(b.MarkWaiting(&e))
 		now := b.again(&e)
-		if now.State != StateEstablished || now.Struck() || now.Status != pinned.Status || now.Timeout > 100 {
+		if now.State != StateTimeWait || now.Struck() || now.Status != pinned.Status || now.Timeout > 100 {
 			t.Errorf("%s: was %+v, is %+v", addr, pinned, now)
 		}
 		if o, r := b.windowScales(e.Orig); o != origScale || r != replyScale {
@@ -501,10 +501,10 @@ table inet t {
 		}
 		b.must(b.Pin(&e, 100))
 		b.must(b.MarkClosed(&e))
-		b.must(b.MarkOpen(&e))
+		b.must(b.MarkWaiting(&e))
 		b.must(b.ClearLabels(&e, 127))
 		now := b.again(&e)
-		if now.Status&StatusFixedTimeout == 0 || now.State != StateEstablished || now.HasLabel(127) {
+		if now.Status&StatusFixedTimeout == 0 || now.State != StateTimeWait || now.HasLabel(127) {
 			t.Errorf("%s: %+v", addr, now)
 		}
 		b.talk(client, peer)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -173,4 +174,28 @@ func TestShortConnectionsSucceed(t *testing.T) {
 		peer.Close()
 		client.Close()
 	}
+}
+
+// TestReconnectAtOnce has many clients that connect again from the same port in the moment in which they are reset. Some
+// are reset by the rule, before the reaper comes to them.
+func TestReconnectAtOnce(t *testing.T) {
+	t.Parallel()
+	top := topologies(t)["server here"](t)
+	top.listen(t)
+	start(t, top.curfew, "--port", "8081-8083", "--max-age", "2s")
+	var group sync.WaitGroup
+	for i := range uint16(100) {
+		p := connect(t, top.client, top.v4, top.address4, netnstest.FromPort(20000+i)).busy()
+		group.Go(func() {
+			<-p.client.Ended()
+			p.client.Close()
+			again, err := top.client.Connect("tcp4", p.client.RemoteAddr().String(), netnstest.FromPort(p.client.LocalAddr().Port()))
+			if err != nil {
+				t.Errorf("%s, %s after its end: %v", p.name, time.Since(p.client.EndedAt()), err)
+				return
+			}
+			again.Close()
+		})
+	}
+	group.Wait()
 }
