@@ -39,6 +39,9 @@ func (r *Reaper) advance(it *item) {
 	case stepConfirm:
 		r.confirm(it)
 		return
+	case stepForget:
+		r.deleteEnded(it)
+		return
 	}
 	if it.forced {
 		r.force(it)

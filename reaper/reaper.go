@@ -180,19 +180,29 @@ func (r *Reaper) serve() {
 }
 
 // Drain serves the schedule until all flows in it are pinned or ended; those that are only waiting for their deadline
-// are left to the kernel and to the next pass.
+// are left to the kernel and to the next pass. It does not wait to delete the entries of ended flows: without a reaper
+// alive the stray rule answers what is still on its way.
 func (r *Reaper) Drain(ctx context.Context) {
-	for ctx.Err() == nil {
-		it := r.schedule.next()
-		if it == nil {
-			return
-		}
-		if it.waits() && it.at > r.now() {
-			r.schedule.drop(r.schedule.pop())
-			continue
-		}
+	for it := r.pending(); it != nil && ctx.Err() == nil; it = r.pending() {
 		r.wait(ctx, it.at)
 		r.serve()
+	}
+}
+
+// pending is the next item that Drain has to wait for, or nil.
+func (r *Reaper) pending() *item {
+	for {
+		it := r.schedule.next()
+		switch {
+		case it == nil:
+			return nil
+		case it.waits() && it.at > r.now():
+			r.schedule.drop(r.schedule.pop())
+		case it.step == stepForget:
+			r.advance(r.schedule.pop())
+		default:
+			return it
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ const (
 	stepStrike                // end it
 	stepChallenge             // make a remote end show its numbers
 	stepConfirm               // see whether the challenge was answered
+	stepForget                // delete its entry
 	stepRest                  // leave it alone after it has survived
 )
 

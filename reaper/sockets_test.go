@@ -284,11 +284,7 @@ func TestPinAll(t *testing.T) {
 
 // drain is Reaper.Drain in virtual time.
 func (w *world) drain() {
-	for it := w.r.schedule.next(); it != nil; it = w.r.schedule.next() {
-		if (it.step == stepStrike || it.step == stepWatch) && it.at > w.boot {
-			w.r.schedule.drop(w.r.schedule.pop())
-			continue
-		}
+	for it := w.r.pending(); it != nil; it = w.r.pending() {
 		w.elapse(max(w.boot, it.at))
 		w.r.serve()
 		w.check()

@@ -110,13 +110,29 @@ func (r *Reaper) destroy(sockets []sockdiag.Socket) (destroyed int, err error) {
 	return destroyed, nil
 }
 
-// forget lets the client use its port again at once, and reports the end.
+// lingering is how long the entry of an ended flow stays, to answer packets that were on their way.
+const lingering = 2 * time.Second
+
+// forget reports the end. The client may use its port again at once: the reset has closed the entry, and a pinned entry
+// that is closed gives way to a SYN.
 func (r *Reaper) forget(it *item, method Method) {
-	r.schedule.drop(it)
-	if err := r.Flows.MarkClosed(&it.entry); err != nil && !gone(err) {
+	r.report(it, method, "")
+	e, err := r.Flows.Again(&it.entry)
+	if err == nil && ctpolicy.MidFlow(&e) {
+		err = r.Flows.MarkClosed(&e) // conntrack has not seen the reset, or did not believe it
+	}
+	if err != nil && !gone(err) {
 		r.Log.Warn("mark the entry of an ended connection", "flow", it.entry.Orig, "error", err)
 	}
-	r.report(it, method, "")
+	r.schedule.later(it, stepForget, r.now().Add(lingering))
+}
+
+// deleteEnded deletes the entry of a flow that was ended a while ago.
+func (r *Reaper) deleteEnded(it *item) {
+	r.schedule.drop(it)
+	if !ctpolicy.MidFlow(&it.entry) {
+		r.deleteEntry(&it.entry)
+	}
 }
 
 // survived gives up for a while. Then a sweep finds the flow again, if it is still there.

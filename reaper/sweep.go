@@ -2,18 +2,13 @@ package reaper
 
 import (
 	"fmt"
-	"time"
 
 	"curfew/ctpolicy"
 	"curfew/ctpolicy/conntrack"
 )
 
-const (
-	// serveEvery is the number of flows after which a sweep looks whether something is due.
-	serveEvery = 256
-	// lingering is how long the entry of an ended flow stays, to answer packets that were on their way.
-	lingering = 2 * time.Second
-)
+// serveEvery is the number of flows after which a sweep looks whether something is due.
+const serveEvery = 256
 
 // assured takes the flows whose handshake is complete, so that a SYN flood costs nothing.
 var assured = conntrack.Filter{Status: conntrack.StatusAssured, StatusMask: conntrack.StatusAssured}
@@ -91,22 +86,22 @@ func nextStep(e *conntrack.Entry, d ctpolicy.Deadline, now ctpolicy.Instant) (st
 	return stepPin, ctpolicy.PinAt(d.At, now)
 }
 
-// tidy deletes the pinned entry of a flow that is closed: pinned, it would refuse its client's port until the
-// deadline. That of a flow that was ended here stays a moment, and that of a flow which is just being ended too: perhaps
-// the rule has reset one end only.
+// tidy deletes the pinned entry of a flow that closed by itself: pinned, it would only take up room until its deadline.
+// One that was reset by the rule while no reaper was there may have an end left that was not told.
 func (r *Reaper) tidy(e *conntrack.Entry, p *ctpolicy.Policy, now ctpolicy.Instant) {
-	if e.Struck() && time.Duration(e.Timeout)*time.Second >= ctpolicy.Window-lingering {
-		return
-	}
 	if it := r.schedule.find(e); it != nil && now >= it.deadline.At {
-		return
+		return // it is being ended
 	}
-	if d := r.judge(p, e, now); d.Passed && e.State == conntrack.StateClose && !e.Struck() {
+	if d := r.judge(p, e, now); d.Passed && e.State == conntrack.StateClose {
 		it := r.newItem(e, p, d, now)
 		it.widow = true
 		r.schedule.add(it)
 		return
 	}
+	r.deleteEntry(e)
+}
+
+func (r *Reaper) deleteEntry(e *conntrack.Entry) {
 	if err := r.Flows.Delete(e); err != nil {
 		r.Log.Warn("delete the entry of a closed connection", "flow", e.Orig, "error", err)
 	}

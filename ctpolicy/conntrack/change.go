@@ -155,12 +155,19 @@ func (t *Table) setState(e *Entry, state, orig, reply uint8) error {
 	if err := t.conn.Update(f); err != nil {
 		return fmt.Errorf("set state of %s: %w", e.Orig, gone(err))
 	}
-	return nil
+	return t.undo(e, state)
 }
 
-// Struck tells whether MarkClosed was called for the entry.
-func (e *Entry) Struck() bool {
-	return e.State == StateClose && e.OrigFlags&e.ReplyFlags&tcpCloseInit != 0
+// undo looks whether a state was set for the right flow. The entry of a closed flow gives way to a SYN at any moment,
+// also between the look before a change and the change: then the new flow goes on as an open one.
+func (t *Table) undo(e *Entry, state uint8) error {
+	flow, now, err := t.again(e)
+	if err == nil || now.ID == 0 || now.State != state {
+		return err
+	}
+	f := identity(&now)
+	f.ProtoInfo = protoInfo(&flow, StateEstablished, 0, 0)
+	return errors.Join(err, t.conn.Update(f))
 }
 
 // Delete deletes the entry. An entry that is gone already is no error.

@@ -60,20 +60,18 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 		if err := r.EndAll(); err != nil {
 			return explain(err)
 		}
-		r.Drain(ctx)
 	}
 	without, err := r.PinAll()
 	if err != nil {
 		return explain(err)
 	}
-	scheduled, before := r.Scheduled(), t.ended+t.survived
+	scheduled := r.Scheduled()
 	// Pinning takes up to a second: the register must not wait for it with connections that are opened meanwhile.
 	if err := rules.StopBeat(); err != nil {
 		return explain(err)
 	}
 	r.Drain(ctx)
-	pinned := scheduled - (t.ended + t.survived - before)
-	printApplied(env, in, adopted, pinned, without, t)
+	printApplied(env, in, adopted, scheduled-t.all, without, t)
 	return nil
 }
 
@@ -94,9 +92,10 @@ to the millisecond, run a reaper with the same limits: curfew run …, or every 
 }
 
 // A tally counts results.
-type tally struct{ ended, survived int }
+type tally struct{ all, ended, survived int }
 
 func (t *tally) count(r *reaper.Result) {
+	t.all++
 	switch r.Method {
 	case reaper.MethodNone:
 		t.survived++
