@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -87,8 +88,26 @@ func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t
 	if t.survived > 0 {
 		fmt.Fprintf(env.Stdout, "%d connections could not be ended\n", t.survived)
 	}
-	fmt.Fprintln(env.Stdout, `The kernel now ends connections that send, at the sender's end. For idle connections, for both ends at once and
-to the millisecond, run a reaper with the same limits: curfew run …, or every minute: curfew reap`)
+	fmt.Fprintf(env.Stdout, `The kernel now ends connections that send, at the sender's end. A reaper adds the idle ones, both ends, and milliseconds:
+   curfew run%s
+or, from a timer that fires every minute:
+   curfew reap
+`, flagsOf(in.Policies))
+}
+
+// flagsOf are the flags that describe the policies.
+func flagsOf(policies []ctpolicy.Policy) string {
+	var b strings.Builder
+	for _, p := range policies {
+		fmt.Fprintf(&b, " --name %s --port %s", p.Name, ctpolicy.FormatPorts(p.Ports))
+		if p.MaxAge > 0 {
+			fmt.Fprintf(&b, " --max-age %s", ctpolicy.FormatDuration(p.MaxAge))
+		}
+		if p.Idle > 0 {
+			fmt.Fprintf(&b, " --idle %s", ctpolicy.FormatDuration(p.Idle))
+		}
+	}
+	return b.String()
 }
 
 // A tally counts results.

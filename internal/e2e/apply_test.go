@@ -251,7 +251,7 @@ func listSet(t *testing.T, h *netnstest.Host, name string) string {
 func mustApply(t *testing.T, h *netnstest.Host, flags ...string) string {
 	t.Helper()
 	out := succeed(t, h, append([]string{"apply"}, flags...)...)
-	for _, text := range []string{"For idle connections, for both ends at once", "curfew run", "curfew reap"} {
+	for _, text := range []string{"A reaper adds the idle ones, both ends", "curfew run", "curfew reap"} {
 		if !strings.Contains(out, text) {
 			t.Errorf("apply does not say %q, what a reaper would add:\n%s", text, out)
 		}
