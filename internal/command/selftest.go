@@ -88,7 +88,7 @@ func limitRealConnections(ctx context.Context, env *Env, host *netnstest.Host) e
 	defer stop()
 	for _, t := range trials {
 		// What was open before has no birth time: its clock starts when the limit is installed.
-		t.born = started
+		t.born, t.latest = started, time.Now()
 	}
 	if err := open("after"); err != nil {
 		return err
