@@ -16,7 +16,7 @@ const (
 
 // challenge tells the remote ends of a flow that has no socket here (any more): the rule may have reset this host's
 // socket, which tells the other side nothing. The answer to a challenge meets the rule, and the kernel sets the entry
-// to CLOSE when the rule resets it (nf_ct_set_closing, Linux 6.3).
+// to CLOSE when the rule resets it (nf_ct_set_closing; seen on Linux 6.18).
 func (r *Reaper) challenge(it *item) {
 	remote := r.remoteEnds(&it.entry)
 	if len(remote) == 0 {

@@ -329,3 +329,27 @@ func TestPinThatLosesARace(t *testing.T) {
 		w.drained()
 	}
 }
+
+// A packet between the last look at a pause and the strike saves the flow, also where no socket tells.
+func TestPauseEndsAtTheLastMoment(t *testing.T) {
+	forPlaces(t, func(t *testing.T, p place) {
+		w := newWorld(t, limit(0, 10*time.Second))
+		c := w.open(p, 40000, port)
+		saved := false
+		w.hook = func(call string) {
+			// The first look-up after the pause was found long enough is that of the strike.
+			if e := w.find(c.tuple); call == "Lookup" && !saved && e != nil && e.expires.Sub(w.boot) < time.Second {
+				saved = true
+				c.send(c.client, data, "")
+			}
+		}
+		w.run(15 * time.Second)
+		if !saved || !c.established() {
+			t.Errorf("saved: %v, ended at age %s: %+v", saved, c.ended.Sub(c.born), w.results)
+		}
+		w.run(10 * time.Second)
+		if c.open() {
+			t.Error("it lives on")
+		}
+	})
+}

@@ -77,13 +77,18 @@ func (r *Reaper) lookup(it *item) ([]sockdiag.Socket, error) {
 	return found, nil
 }
 
-// talks tells that the entry pauses and a socket does not, because its packets pass conntrack by; then the item is put
-// off until the socket's own pause is long enough.
+// talks tells that a pause has ended at the last moment, or that the entry pauses and a socket does not, because its
+// packets pass conntrack by. Then the item is put off.
 func (r *Reaper) talks(it *item, sockets []sockdiag.Socket) bool {
+	now := r.now()
+	if d := r.judge(it.policy, &it.entry, now); d.Cause == ctpolicy.CauseIdle && !d.Passed && !ctpolicy.Pinned(&it.entry) {
+		r.watch(it, d, now)
+		return true
+	}
 	for i := range sockets {
 		pause, ok := pauseOf(&sockets[i])
 		if ok && pause < it.policy.Idle-idleSlack {
-			r.schedule.later(it, stepWatch, r.now().Add(it.policy.Idle-pause))
+			r.schedule.later(it, stepWatch, now.Add(it.policy.Idle-pause))
 			return true
 		}
 	}

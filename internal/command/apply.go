@@ -53,10 +53,7 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 	}
 	t := &tally{}
 	r.Ended = t.count
-	adopted, err := r.Adopt()
-	if err != nil {
-		return explain(err)
-	}
+	adopted, left := r.Adopt()
 	if o.reset {
 		if err := r.EndAll(); err != nil {
 			return explain(err)
@@ -73,7 +70,7 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 	}
 	r.Drain(ctx)
 	printApplied(env, in, adopted, scheduled-t.all, without, t)
-	return nil
+	return explain(left)
 }
 
 func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t *tally) {

@@ -48,14 +48,11 @@ func reap(ctx context.Context, env *Env, verbose bool) (err error) {
 	}
 	t := &tally{}
 	r.Ended = t.count
-	adopted, err := r.AdoptOrEnd()
-	if err != nil {
-		return explain(err)
-	}
+	adopted, left := r.AdoptOrEnd()
 	if err := r.Sweep(); err != nil {
 		return explain(err)
 	}
 	r.Drain(ctx)
 	fmt.Fprintf(env.Stdout, "%d ended, %d survived, %d adopted\n", t.ended, t.survived, adopted)
-	return nil
+	return explain(left)
 }

@@ -73,7 +73,8 @@ func reapUntilReload(ctx context.Context, env *Env, k *kernel, in *rules.Install
 	}
 	adopted, err := r.Adopt()
 	if err != nil {
-		return explain(err)
+		// Sweeps age what has no entry by its socket: late is better than not at all.
+		r.Log.Error("adopt", "error", err)
 	}
 	if reset {
 		if err := r.EndAll(); err != nil {
