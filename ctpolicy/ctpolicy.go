@@ -26,12 +26,19 @@ const (
 	maxName = 32
 )
 
-// A Policy limits the lifetime of the flows whose original destination port is one of Ports.
+// A Policy limits the lifetime of the flows that it covers. Addresses and ports are those of the original tuple, as the
+// client dials them.
 type Policy struct {
 	// Name is used in the table's chains, counters and comments.
 	Name string
 	// Ports are the destination ports as the client dials them.
 	Ports []PortRange
+	// Direction is where the ends of the flows are.
+	Direction Direction
+	// From are the clients, and To the servers as the clients dial them; none means all.
+	From, To Prefixes
+	// Except are clients and servers whose flows are left alone.
+	Except Prefixes
 	// MaxAge is the longest life of a flow, in whole seconds; 0 means no such limit.
 	MaxAge time.Duration
 	// Idle is the longest pause of a flow, in whole seconds; 0 means no such limit.
@@ -49,15 +56,19 @@ func (p *Policy) Lead() time.Duration {
 	return max(lead, minLead)
 }
 
-// String is the policy's limits as a person types them: "max_age 1h, idle 10m".
+// Addresses tells whether the policy covers some addresses only.
+func (p *Policy) Addresses() bool { return len(p.From)+len(p.To)+len(p.Except) > 0 }
+
+// String is the policy's limits as a person types them: "max_age 1h, idle 10m, direction forwarded".
 func (p *Policy) String() string {
-	switch {
-	case p.Idle == 0:
-		return "max_age " + FormatDuration(p.MaxAge)
-	case p.MaxAge == 0:
-		return "idle " + FormatDuration(p.Idle)
+	var parts []string
+	if p.MaxAge > 0 {
+		parts = append(parts, string(CauseMaxAge)+" "+FormatDuration(p.MaxAge))
 	}
-	return "max_age " + FormatDuration(p.MaxAge) + ", idle " + FormatDuration(p.Idle)
+	if p.Idle > 0 {
+		parts = append(parts, string(CauseIdle)+" "+FormatDuration(p.Idle))
+	}
+	return strings.Join(p.Direction.appendTo(parts), ", ")
 }
 
 // nameSyntax is what nft takes as the start of an identifier, and what reads well in a chain's name.
@@ -107,21 +118,22 @@ func Validate(policies []Policy) error {
 	return errors.Join(errs...)
 }
 
-// ParseLimits reads the limits that String wrote, into a policy without name and ports.
+// ParseLimits reads what String wrote, into a policy without name, ports and addresses.
 func ParseLimits(s string) (p Policy, err error) {
 	for part := range strings.SplitSeq(s, ", ") {
 		key, value, _ := strings.Cut(part, " ")
-		limit, err := ParseLimit(value)
+		switch key {
+		case string(CauseMaxAge):
+			p.MaxAge, err = ParseLimit(value)
+		case string(CauseIdle):
+			p.Idle, err = ParseLimit(value)
+		case keyDirection:
+			p.Direction, err = ParseDirection(value)
+		default:
+			err = fmt.Errorf("%q is not a limit", key)
+		}
 		if err != nil {
 			return Policy{}, err
-		}
-		switch Cause(key) {
-		case CauseMaxAge:
-			p.MaxAge = limit
-		case CauseIdle:
-			p.Idle = limit
-		default:
-			return Policy{}, fmt.Errorf("%q is not a limit", key)
 		}
 	}
 	return p, nil

@@ -2,6 +2,7 @@ package ctpolicy
 
 import (
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -101,6 +102,7 @@ func TestLimitsRoundTrip(t *testing.T) {
 		{Policy{MaxAge: time.Hour}, "max_age 1h"},
 		{Policy{Idle: 10 * time.Minute}, "idle 10m"},
 		{Policy{MaxAge: 36 * time.Hour, Idle: time.Second}, "max_age 1d12h, idle 1s"},
+		{Policy{Idle: time.Second, Direction: Forwarded}, "idle 1s, direction forwarded"},
 	} {
 		if got := c.p.String(); got != c.want {
 			t.Errorf("got %q, want %q", got, c.want)
@@ -113,16 +115,19 @@ func TestLimitsRoundTrip(t *testing.T) {
 			limits[i] = time.Second * time.Duration(1+rnd.Int64N(int64(MaxLimit/time.Second)))
 		}
 		limits[rnd.IntN(3)] = 0 // one of the two, or neither
-		p := Policy{MaxAge: limits[0], Idle: limits[1]}
+		p := Policy{MaxAge: limits[0], Idle: limits[1], Direction: []Direction{Any, Inbound, Outbound, Forwarded}[rnd.IntN(4)]}
+		if p.MaxAge+p.Idle == 0 {
+			continue
+		}
 		got, err := ParseLimits(p.String())
-		if err != nil || got.MaxAge != p.MaxAge || got.Idle != p.Idle {
+		if err != nil || !reflect.DeepEqual(got, p) {
 			t.Fatalf("%q is %v, %v", p.String(), got, err)
 		}
 	}
 }
 
 func TestParseLimitsRefuses(t *testing.T) {
-	for _, text := range []string{"", "max_age", "max_age 0s", "age 1h", "max_age 1h,idle 5m", "max_age 1h, ", "1h"} {
+	for _, text := range []string{"", "max_age", "max_age 0s", "age 1h", "max_age 1h,idle 5m", "max_age 1h, ", "1h", "max_age 1h, direction up"} {
 		if got, err := ParseLimits(text); err == nil || got.MaxAge != 0 || got.Idle != 0 {
 			t.Errorf("%q: got %v, %v", text, got, err)
 		}

@@ -48,6 +48,9 @@ func Open(e *conntrack.Entry) bool { return MidFlow(e) && e.Status&conntrack.Sta
 
 // MidFlow is Open, or a flow that conntrack picked up after its handshake and has not seen in both directions yet.
 func MidFlow(e *conntrack.Entry) bool {
+	if Offloaded(e) {
+		return true // its state is not known
+	}
 	switch e.State {
 	case conntrack.StateEstablished, conntrack.StateFinWait, conntrack.StateCloseWait, conntrack.StateLastAck:
 		return true
@@ -57,6 +60,10 @@ func MidFlow(e *conntrack.Entry) bool {
 
 // Pinned tells whether the entry's timeout is fixed.
 func Pinned(e *conntrack.Entry) bool { return e.Status&conntrack.StatusFixedTimeout != 0 }
+
+// Offloaded tells whether a flowtable forwards the flow. It bypasses our rules then, its timeout can't be fixed, and only
+// its birth is known (ctnetlink_fill_info and nf_ct_offload_timeout).
+func Offloaded(e *conntrack.Entry) bool { return e.Status&conntrack.StatusOffload != 0 }
 
 // Birth is when the flow began, or later where that is not known: late rather than early.
 func (j *Judge) Birth(e *conntrack.Entry, now Instant) Instant {
@@ -81,6 +88,14 @@ func (j *Judge) Deadline(p *Policy, e *conntrack.Entry, now Instant) Deadline {
 		d = Deadline{at, CauseMaxAge, now >= at}
 	}
 	if p.Idle == 0 || Pinned(e) || d.Passed {
+		return d
+	}
+	if Offloaded(e) {
+		// A flowtable gives up a flow that pauses for nf_flowtable_tcp_timeout, 30 s; then the pause can be seen.
+		idle := Deadline{now.Add(p.Idle), CauseIdle, false}
+		if d.Cause == "" || idle.At < d.At {
+			return idle
+		}
 		return d
 	}
 	if idle := j.idleDeadline(p, e, now); d.Cause == "" || idle.At < d.At {

@@ -243,9 +243,34 @@ func TestIdleIsNeverTooEarly(t *testing.T) {
 	}
 }
 
+// A flow in a flowtable has its birth, and nothing that tells its pause.
+func TestDeadlineOffloaded(t *testing.T) {
+	j := judge()
+	e := flow(now.Add(-time.Minute))
+	e.Status |= conntrack.StatusOffload
+	e.State, e.Timeout = 0, 0
+	if !Open(e) {
+		t.Error("it is not open")
+	}
+	for _, c := range []struct {
+		p    Policy
+		want Deadline
+	}{
+		{Policy{MaxAge: time.Hour}, Deadline{now.Add(59 * time.Minute), CauseMaxAge, false}},
+		{Policy{MaxAge: time.Minute}, Deadline{now, CauseMaxAge, true}},
+		{Policy{MaxAge: time.Minute, Idle: time.Second}, Deadline{now, CauseMaxAge, true}},
+		{Policy{MaxAge: time.Hour, Idle: time.Second}, Deadline{now.Add(time.Second), CauseIdle, false}},
+		{Policy{Idle: time.Second}, Deadline{now.Add(time.Second), CauseIdle, false}},
+	} {
+		if got := j.Deadline(&c.p, e, now); got != c.want {
+			t.Errorf("%v: got %+v, want %+v", &c.p, got, c.want)
+		}
+	}
+}
+
 func TestDeadlineDoesNotAllocate(t *testing.T) {
 	j := judge()
-	m := NewMatcher([]Policy{{Name: "ldap", Ports: []PortRange{{389, 389}}, MaxAge: time.Hour, Idle: time.Minute}})
+	m := NewMatcher([]Policy{{Name: "ldap", Ports: []PortRange{{389, 389}}, MaxAge: time.Hour, Idle: time.Minute}}, nowhere)
 	for name, e := range map[string]*conntrack.Entry{"tracked": tracked(flow(now)), "untracked": flow(now)} {
 		if n := testing.AllocsPerRun(100, func() { j.Deadline(m.Flow(e), e, now) }); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)

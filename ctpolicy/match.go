@@ -1,21 +1,23 @@
 package ctpolicy
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
 	"curfew/ctpolicy/conntrack"
 )
 
-// A Matcher answers which policy covers a flow, in constant time. It is read only once made, so it may be shared.
+// A Matcher answers which policy covers a flow. It is read only once made, so it may be shared if local may.
 type Matcher struct {
 	policies []Policy
 	byPort   [1 << 16]uint16 // index into policies plus one
+	local    func(netip.Addr) bool
 }
 
-// NewMatcher takes policies that Validate found good.
-func NewMatcher(policies []Policy) *Matcher {
-	m := &Matcher{policies: policies}
+// NewMatcher takes policies that Validate found good. local tells whether an address is this host's own.
+func NewMatcher(policies []Policy, local func(netip.Addr) bool) *Matcher {
+	m := &Matcher{policies: policies, local: local}
 	for i, p := range policies {
 		for _, r := range p.Ports {
 			for port := int(r.First); port <= int(r.Last); port++ {
@@ -29,15 +31,60 @@ func NewMatcher(policies []Policy) *Matcher {
 // Policies are those that the matcher was made of; they are not to be changed.
 func (m *Matcher) Policies() []Policy { return m.policies }
 
-// Flow is the policy that covers the entry's original tuple, or nil.
-func (m *Matcher) Flow(e *conntrack.Entry) *Policy { return m.Port(e.Orig.Dst.Port()) }
+// Flow is the policy that covers the entry, or nil.
+func (m *Matcher) Flow(e *conntrack.Entry) *Policy { return m.Tuple(e.Orig, e.Reply.Src.Addr()) }
 
-// Port is the policy of an original destination port, or nil.
-func (m *Matcher) Port(port uint16) *Policy {
+// Tuple is the policy that covers a flow with this original tuple, or nil. The server's own address is another than the
+// tuple's destination where that is translated.
+func (m *Matcher) Tuple(t conntrack.Tuple, server netip.Addr) *Policy {
+	p := m.port(t.Dst.Port())
+	if p == nil || !p.coversAddresses(t.Src.Addr(), t.Dst.Addr()) {
+		return nil
+	}
+	if p.Direction != Any && p.Direction != m.Direction(t.Src.Addr(), server) {
+		return nil
+	}
+	return p
+}
+
+func (m *Matcher) port(port uint16) *Policy {
 	if i := m.byPort[port]; i > 0 {
 		return &m.policies[i-1]
 	}
 	return nil
+}
+
+func (p *Policy) coversAddresses(src, dst netip.Addr) bool {
+	return (len(p.From) == 0 || p.From.Contain(src)) && (len(p.To) == 0 || p.To.Contain(dst)) &&
+		!p.Except.Contain(src) && !p.Except.Contain(dst)
+}
+
+// Direction is that of a flow between a client and a server, by their own addresses.
+func (m *Matcher) Direction(client, server netip.Addr) Direction {
+	switch {
+	case m.local(server):
+		return Inbound
+	case m.local(client):
+		return Outbound
+	}
+	return Forwarded
+}
+
+// clientPort is the lowest port that is taken for a client's, where it matters.
+const clientPort = 1024
+
+// Reversed is the policy that covers a forwarded flow which conntrack has the wrong way round, or nil: it picked the flow
+// up in mid-flow, from a packet of the server. Then it checks no windows (tcp_new of nf_conntrack_proto_tcp.c sets
+// BE_LIBERAL). Flows with address translation can't be turned.
+func (m *Matcher) Reversed(e *conntrack.Entry) *Policy {
+	if e.OrigFlags&e.ReplyFlags&conntrack.FlagLiberal == 0 || e.Status&conntrack.StatusNAT != 0 ||
+		m.port(e.Orig.Src.Port()) == nil || m.port(e.Orig.Dst.Port()) != nil || e.Orig.Dst.Port() < clientPort {
+		return nil
+	}
+	if m.Direction(e.Orig.Src.Addr(), e.Orig.Dst.Addr()) != Forwarded {
+		return nil
+	}
+	return m.Tuple(e.Reply, e.Orig.Src.Addr())
 }
 
 // Ports are the ports of all policies, sorted and joined.

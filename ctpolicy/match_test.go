@@ -19,10 +19,10 @@ func TestMatcher(t *testing.T) {
 		if err := Validate(policies); err != nil {
 			t.Fatal(err)
 		}
-		m := NewMatcher(policies)
+		m := NewMatcher(policies, nowhere)
 		ports := m.Ports()
 		for port := range 1 << 16 {
-			got, want := m.Port(uint16(port)), search(policies, uint16(port))
+			got, want := m.port(uint16(port)), search(policies, uint16(port))
 			if got != want {
 				t.Fatalf("%v: port %d is of %v, want %v", policies, port, got, want)
 			}
@@ -35,6 +35,9 @@ func TestMatcher(t *testing.T) {
 		}
 	}
 }
+
+// nowhere is a host without addresses.
+func nowhere(netip.Addr) bool { return false }
 
 func search(policies []Policy, port uint16) *Policy {
 	for i := range policies {
@@ -68,14 +71,14 @@ func randomPolicies(rnd *rand.Rand) []Policy {
 }
 
 func TestMatcherWithoutPolicies(t *testing.T) {
-	m := NewMatcher(nil)
-	if m.Port(389) != nil || m.Ports() != nil || m.Lead() != maxLead {
-		t.Errorf("got %v, %v, %v", m.Port(389), m.Ports(), m.Lead())
+	m := NewMatcher(nil, nowhere)
+	if m.port(389) != nil || m.Ports() != nil || m.Lead() != maxLead {
+		t.Errorf("got %v, %v, %v", m.port(389), m.Ports(), m.Lead())
 	}
 }
 
 func TestMatcherLead(t *testing.T) {
-	m := NewMatcher([]Policy{ldap(), {Name: "x", Ports: []PortRange{{1, 1}}, MaxAge: day, Idle: 8 * time.Second}})
+	m := NewMatcher([]Policy{ldap(), {Name: "x", Ports: []PortRange{{1, 1}}, MaxAge: day, Idle: 8 * time.Second}}, nowhere)
 	if m.Lead() != 4*time.Second {
 		t.Errorf("got %v, want 4s", m.Lead())
 	}
@@ -83,7 +86,7 @@ func TestMatcherLead(t *testing.T) {
 
 // What counts is the original destination: neither the reply's, nor the client's own port.
 func TestMatcherFlow(t *testing.T) {
-	m := NewMatcher([]Policy{ldap()})
+	m := NewMatcher([]Policy{ldap()}, nowhere)
 	for orig, want := range map[[2]string]bool{
 		{"10.0.0.1:40000", "10.0.0.2:389"}:     true,
 		{"[fd00::1]:40000", "[fd00::2]:636"}:   true,
@@ -102,6 +105,106 @@ func TestMatcherFlow(t *testing.T) {
 	}
 }
 
+func TestMatcherAddresses(t *testing.T) {
+	for name, c := range map[string]struct {
+		p    Policy
+		want []string // of the flows below
+	}{
+		"all":           {Policy{}, []string{"a", "b", "c", "d"}},
+		"from":          {Policy{From: prefixes("10.0.0.0/24")}, []string{"a", "b"}},
+		"from, IPv6":    {Policy{From: prefixes("fd00::/64")}, []string{"d"}},
+		"to":            {Policy{To: prefixes("10.0.1.1,fd00::2")}, []string{"a", "c", "d"}},
+		"from and to":   {Policy{From: prefixes("10.0.0.0/24"), To: prefixes("10.0.1.1")}, []string{"a"}},
+		"except client": {Policy{Except: prefixes("10.0.0.1")}, []string{"b", "c", "d"}},
+		"except server": {Policy{Except: prefixes("10.0.1.1,fd00::/16")}, []string{"b"}},
+		"from, except":  {Policy{From: prefixes("10.0.0.0/16"), Except: prefixes("10.0.0.2")}, []string{"a", "c"}},
+	} {
+		c.p.Name, c.p.Ports = "x", []PortRange{{389, 389}}
+		m := NewMatcher([]Policy{c.p}, nowhere)
+		var got []string
+		for _, f := range [][3]string{
+			{"a", "10.0.0.1:4000", "10.0.1.1:389"},
+			{"b", "10.0.0.2:4000", "10.0.1.2:389"},
+			{"c", "10.0.9.1:4000", "10.0.1.1:389"},
+			{"d", "[fd00::1]:4000", "[fd00::2]:389"},
+		} {
+			if m.Flow(entryOf(f[1], f[2])) != nil {
+				got = append(got, f[0])
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: covers %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func prefixes(s string) Prefixes {
+	p, err := ParsePrefixes(s)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+// here is a host with two addresses.
+func here(a netip.Addr) bool {
+	return a == netip.MustParseAddr("10.0.0.254") || a == netip.MustParseAddr("127.0.0.1")
+}
+
+func TestMatcherDirection(t *testing.T) {
+	for name, c := range map[string]struct {
+		client, dialled, server string
+		want                    Direction
+	}{
+		"server here":            {"10.0.0.1", "10.0.0.254", "10.0.0.254", Inbound},
+		"client here":            {"10.0.0.254", "10.0.0.1", "10.0.0.1", Outbound},
+		"both here":              {"127.0.0.1", "127.0.0.1", "127.0.0.1", Inbound},
+		"neither":                {"10.0.0.1", "10.1.0.1", "10.1.0.1", Forwarded},
+		"published port":         {"10.0.0.1", "10.0.0.254", "172.17.0.2", Forwarded},
+		"published, client here": {"10.0.0.254", "10.0.0.254", "172.17.0.2", Outbound},
+		"redirected":             {"10.0.0.1", "192.0.2.1", "10.0.0.254", Inbound},
+	} {
+		e := entryOf(c.client+":4000", c.dialled+":389")
+		e.Reply.Src = netip.MustParseAddrPort(c.server + ":389")
+		for _, d := range append(slices.Clone(Directions), Any) {
+			m := NewMatcher([]Policy{{Name: "x", Ports: []PortRange{{389, 389}}, Direction: d}}, here)
+			if got := m.Flow(e) != nil; got != (d == c.want || d == Any) {
+				t.Errorf("%s: direction %s covers it: %v", name, d, got)
+			}
+		}
+	}
+}
+
+func TestMatcherReversed(t *testing.T) {
+	p := ldap()
+	p.To = prefixes("10.1.0.0/16")
+	m := NewMatcher([]Policy{p}, here)
+	for name, c := range map[string]struct {
+		src, dst string
+		change   func(*conntrack.Entry)
+		want     bool
+	}{
+		"server first":        {"10.1.0.2:389", "10.0.0.1:40000", nil, true},
+		"client first":        {"10.0.0.1:40000", "10.1.0.2:389", nil, false},
+		"with a handshake":    {"10.1.0.2:389", "10.0.0.1:40000", func(e *conntrack.Entry) { e.OrigFlags = 0 }, false},
+		"translated":          {"10.1.0.2:389", "10.0.0.1:40000", func(e *conntrack.Entry) { e.Status |= conntrack.StatusSrcNAT }, false},
+		"both ports covered":  {"10.1.0.2:389", "10.0.0.1:636", nil, false},
+		"to a low port":       {"10.1.0.2:389", "10.0.0.1:22", nil, false},
+		"another server":      {"10.2.0.2:389", "10.0.0.1:40000", nil, false},
+		"the client is here":  {"10.1.0.2:389", "10.0.0.254:40000", nil, false},
+		"port is not covered": {"10.1.0.2:390", "10.0.0.1:40000", nil, false},
+	} {
+		e := entryOf(c.src, c.dst)
+		e.OrigFlags, e.ReplyFlags = conntrack.FlagLiberal|0x02, conntrack.FlagLiberal|0x02
+		if c.change != nil {
+			c.change(e)
+		}
+		if got := m.Reversed(e) != nil; got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func entryOf(src, dst string) *conntrack.Entry {
 	orig := conntrack.Tuple{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst)}
 	return &conntrack.Entry{
@@ -112,7 +215,7 @@ func entryOf(src, dst string) *conntrack.Entry {
 }
 
 func BenchmarkMatcherFlow(b *testing.B) {
-	m := NewMatcher([]Policy{ldap()})
+	m := NewMatcher([]Policy{ldap()}, nowhere)
 	e := entryOf("10.0.0.1:40000", "10.0.0.2:389")
 	b.ReportAllocs()
 	for b.Loop() {

@@ -94,13 +94,15 @@ type tcp struct {
 	answered      ctpolicy.Instant
 }
 
+func isHere(a netip.Addr) bool { return a == hereAddr }
+
 func newKernel(tb testing.TB, policies ...ctpolicy.Policy) *kernel {
 	if err := ctpolicy.Validate(policies); err != nil {
 		tb.Fatal(err)
 	}
 	k := &kernel{
 		tb: tb, boot: ctpolicy.Instant(100 * time.Hour), offset: 1_700_000_000_000_000_000,
-		policies: ctpolicy.NewMatcher(policies), byTuple: map[conntrack.Tuple]*entry{},
+		policies: ctpolicy.NewMatcher(policies, isHere), byTuple: map[conntrack.Tuple]*entry{},
 	}
 	for i := range k.defaults {
 		k.defaults[i] = 120
@@ -786,7 +788,7 @@ func (w *world) start() {
 		Judge: &ctpolicy.Judge{
 			Timeline: timeline, Since: k.boot, Defaults: k.defaults, Installed: installed,
 		},
-		Local: func(a netip.Addr) bool { return a == hereAddr },
+		Local: isHere,
 		Log:   slog.New(slog.NewTextHandler(&w.log, nil)),
 		Ended: func(r *Result) { w.results = append(w.results, *r) },
 	}

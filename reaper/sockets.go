@@ -41,9 +41,11 @@ func (r *Reaper) coveredSockets(info bool, fn func(s *sockdiag.Socket, tuple con
 func (r *Reaper) direction(s *sockdiag.Socket) (conntrack.Tuple, *ctpolicy.Policy) {
 	local := s.Local.Port()
 	if r.listens[local/64]&(1<<(local%64)) != 0 {
-		return conntrack.Tuple{Src: s.Remote, Dst: s.Local}, r.Policies.Port(local)
+		tuple := conntrack.Tuple{Src: s.Remote, Dst: s.Local}
+		return tuple, r.Policies.Tuple(tuple, s.Local.Addr())
 	}
-	return conntrack.Tuple{Src: s.Local, Dst: s.Remote}, r.Policies.Port(s.Remote.Port())
+	tuple := conntrack.Tuple{Src: s.Local, Dst: s.Remote}
+	return tuple, r.Policies.Tuple(tuple, s.Remote.Addr())
 }
 
 // An orphan is a covered socket that conntrack does not know: its table was flushed or is full, or its packets are not

@@ -63,7 +63,13 @@ const (
 	StatusHelper       uint32 = 1 << 13
 	StatusOffload      uint32 = 1 << 14 // in a flowtable
 	StatusHWOffload    uint32 = 1 << 15
+
+	StatusNAT = StatusSrcNAT | StatusDstNAT
 )
+
+// FlagLiberal says that windows are not checked in a direction (IP_CT_TCP_FLAG_BE_LIBERAL,
+// include/uapi/linux/netfilter/nf_conntrack_tcp.h).
+const FlagLiberal uint8 = 0x08
 
 // HasLabel tells whether connection label bit is set, from 0 to 127.
 func (e *Entry) HasLabel(bit int) bool { return e.Label.Has(bit) }

@@ -48,7 +48,7 @@ func install(env *Env, k *kernel, o *options, before *rules.Installed) (*rules.I
 		return nil, explain(missing(err, tableCapabilities()))
 	}
 	if old != nil && !old.Same(o.policies) {
-		if err := clearLabels(k, staleLabels(old.Policies, o.policies)); err != nil {
+		if err := clearLabels(k, k.staleLabels(old.Policies, o.policies)); err != nil {
 			return nil, explain(err)
 		}
 	}
@@ -135,8 +135,8 @@ func allLabels(*conntrack.Entry) []int {
 
 // staleLabels is for a change: every flow is registered anew, with the limit that holds now, and those of a policy that
 // is gone have lost their ct timeout object with it.
-func staleLabels(old, wanted []ctpolicy.Policy) func(*conntrack.Entry) []int {
-	before := ctpolicy.NewMatcher(old)
+func (k *kernel) staleLabels(old, wanted []ctpolicy.Policy) func(*conntrack.Entry) []int {
+	before := ctpolicy.NewMatcher(old, k.local.has)
 	return func(e *conntrack.Entry) []int {
 		p := before.Flow(e)
 		if p != nil && slices.ContainsFunc(wanted, func(w ctpolicy.Policy) bool { return w.Name == p.Name }) {

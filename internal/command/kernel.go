@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/netip"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +25,7 @@ type kernel struct {
 	*conntrack.Table
 	sockets    *sockdiag.Conn
 	challenges *challenge.Sender
+	local      local
 }
 
 // openKernel opens all doors and looks through each once: that loads modules, so that nothing is late later, and tells
@@ -130,9 +129,9 @@ func (k *kernel) newReaper(env *Env, in *rules.Installed, verbose bool) (*reaper
 		return nil, err
 	}
 	r := &reaper.Reaper{
-		Policies: ctpolicy.NewMatcher(in.Policies), Judge: judge,
+		Policies: ctpolicy.NewMatcher(in.Policies, k.local.has), Judge: judge,
 		Flows: k, Sockets: k.sockets, Challenger: k.challenges, Table: ourTable{},
-		Clock: env.Clock, Local: isLocal, Log: env.logger(verbose), BootID: ctpolicy.BootID(),
+		Clock: env.Clock, Local: k.local.has, Log: env.logger(verbose), BootID: ctpolicy.BootID(),
 	}
 	r.Init()
 	return r, nil
@@ -170,22 +169,3 @@ type ourTable struct{}
 
 func (ourTable) Beat() error            { return rules.Beat(os.Getpid()) }
 func (ourTable) Note(text string) error { return rules.AddNote(text) }
-
-// isLocal tells whether an address is this host's own.
-func isLocal(a netip.Addr) bool {
-	if a.IsLoopback() {
-		return true
-	}
-	addresses, err := net.InterfaceAddrs()
-	if err != nil {
-		return false
-	}
-	for _, address := range addresses {
-		if prefix, ok := address.(*net.IPNet); ok {
-			if own, ok := netip.AddrFromSlice(prefix.IP); ok && own.Unmap() == a {
-				return true
-			}
-		}
-	}
-	return false
-}

@@ -44,7 +44,7 @@ func remove(env *Env) error {
 	if err := rules.Remove(); err != nil {
 		return explain(err)
 	}
-	released, left, err := release(k, ctpolicy.NewMatcher(in.Policies))
+	released, left, err := release(k, ctpolicy.NewMatcher(in.Policies, k.local.has))
 	err = errors.Join(err, clearLabels(k, allLabels))
 	if oldTimestamps(in.Notes) == "0" {
 		err = errors.Join(err, conntrack.SetTimestamps(false))

@@ -95,7 +95,7 @@ func readStatus(env *Env) (*status, error) {
 	judge.Timeline.Observe(env.Clock.Now())
 	s := &status{Connections: []connStatus{}}
 	s.Reaper = reaperStatus{Alive: in.Reaper.Running(), PID: in.Reaper.PID, Left: in.Reaper.Left.Seconds()}
-	open, err := s.readConnections(env.Clock, k, judge, ctpolicy.NewMatcher(in.Policies))
+	open, err := s.readConnections(env.Clock, k, judge, ctpolicy.NewMatcher(in.Policies, k.local.has))
 	if err != nil {
 		return nil, explain(err)
 	}
