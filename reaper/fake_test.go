@@ -201,7 +201,7 @@ func (k *kernel) openVia(tuple, reply conntrack.Tuple) *conn {
 }
 
 func (k *kernel) prepare(tuple, reply conntrack.Tuple) *conn {
-	c := &conn{k: k, tuple: tuple, reply: reply, policy: k.policies.Port(tuple.Dst.Port()), born: k.boot, talked: k.boot}
+	c := &conn{k: k, tuple: tuple, reply: reply, policy: k.policies.Tuple(tuple, reply.Src.Addr()), born: k.boot, talked: k.boot}
 	c.client = k.end(tuple.Src, tuple.Dst)
 	c.server = k.end(reply.Src, reply.Dst)
 	for _, old := range k.conns {
