@@ -6,9 +6,10 @@ import (
 	"curfew/ctpolicy/conntrack"
 )
 
-// LabelTracked is the conntrack label bit of flows that got a policy's ct timeout object; LabelRegistered that of
-// flows in the fallback's register. nft prints them as numbers.
+// The conntrack label bits. LabelCovered is for flows whose addresses a policy covers, LabelTracked for those that got its
+// ct timeout object, LabelRegistered for those in the fallback's register. nft prints them as numbers.
 const (
+	LabelCovered    = 125
 	LabelTracked    = 126
 	LabelRegistered = 127
 )

@@ -79,16 +79,26 @@ func (tx *transaction) build() {
 	for i := range list {
 		tx.addRules(&list[i])
 	}
-	tx.ports(mapTrack, trackChain)
-	tx.ports(mapEnforce, enforceChain)
+	tx.allPorts()
 	if tx.config.Adopting {
-		tx.fail(tx.SetAddElements(aliveSet(), heartbeat(Heartbeat, "apply")))
+		tx.refresh(aliveSet(), Heartbeat, "apply")
+	}
+	if tx.config.Adopt > 0 && !tx.same() {
+		tx.refresh(adoptSet(), tx.config.Adopt, "")
 	}
 }
 
 func (tx *transaction) fail(err error) { tx.err = errors.Join(tx.err, err) }
 
-// clear empties the chains and maps that are filled again below. The notes stay.
+// same tells whether the policies are those that are installed.
+func (tx *transaction) same() bool { return tx.old != nil && tx.old.Same(tx.config.Policies) }
+
+// has tells whether the table has the set already.
+func (tx *transaction) has(set string) bool {
+	return tx.old != nil && slices.Contains(tx.old.sets, set)
+}
+
+// clear empties the chains and sets that are filled again below. The notes stay.
 func (tx *transaction) clear() {
 	if tx.old == nil {
 		return
@@ -98,37 +108,61 @@ func (tx *transaction) clear() {
 			tx.FlushChain(&nftables.Chain{Name: name, Table: table})
 		}
 	}
-	if !tx.old.Same(tx.config.Policies) {
+	if !tx.same() {
 		// What is registered has the limits of before. Its owner takes the flows' labels away, too.
-		for i := range registers {
-			tx.FlushSet(&nftables.Set{Table: table, Name: registers[i].set})
+		for i := range families {
+			tx.flush(flowsSet(&families[i]))
 		}
 	}
-	for _, name := range []string{mapTrack, mapEnforce} {
-		if slices.Contains(tx.old.sets, name) {
-			tx.FlushSet(portMap(name))
-		}
-	}
-	if tx.config.Adopting && tx.old.Reaper.Alive {
-		tx.fail(tx.SetDeleteElements(aliveSet(), heartbeat(0, "")))
+	tx.flush(mapMatch)
+	for _, d := range ctpolicy.Directions {
+		tx.flush(limitMap(d))
 	}
 }
 
-func (tx *transaction) sets() {
-	want := []*nftables.Set{aliveSet()}
-	for i := range registers {
-		want = append(want, registers[i].object(tx.config.RegisterSize))
+func (tx *transaction) flush(set string) {
+	if tx.has(set) {
+		tx.FlushSet(&nftables.Set{Table: table, Name: set})
 	}
-	want = append(want, portMap(mapTrack), portMap(mapEnforce))
-	for _, set := range want {
-		if tx.old == nil || !slices.Contains(tx.old.sets, set.Name) {
+}
+
+// refresh gives a set of one element its full time again.
+func (tx *transaction) refresh(set *nftables.Set, timeout time.Duration, who string) {
+	e := tcpElement(timeout, who)
+	tx.fail(errors.Join(tx.SetAddElements(set, e), tx.SetDeleteElements(set, e), tx.SetAddElements(set, e)))
+}
+
+func (tx *transaction) sets() {
+	for _, set := range fixedSets(tx.config.RegisterSize) {
+		if !tx.has(set.Name) {
 			tx.fail(tx.AddSet(set, nil))
 		}
 	}
+	for i := range tx.config.Policies {
+		for _, s := range addressSets(&tx.config.Policies[i]) {
+			for j := range families {
+				tx.addresses(s.object(&families[j]))
+			}
+		}
+	}
+}
+
+// addresses fills a set of a policy. It is made if it has elements, and else dropped with what nobody wants.
+func (tx *transaction) addresses(set *nftables.Set, elements []nftables.SetElement) {
+	if len(elements) == 0 {
+		return
+	}
+	if tx.has(set.Name) {
+		tx.flush(set.Name)
+	} else {
+		tx.fail(tx.AddSet(set, nil))
+	}
+	tx.elements(set, elements)
 }
 
 // objects adds counters and ct timeout objects that are not there yet.
 func (tx *transaction) objects() {
+	tx.object(counterStray, nftables.ObjTypeCounter, &expr.Counter{})
 	for i := range tx.config.Policies {
 		p := &tx.config.Policies[i]
 		for _, count := range countNames {
@@ -166,7 +200,7 @@ func (tx *transaction) about() {
 	}
 }
 
-// dropUnwanted deletes chains and objects of policies that are no more. Objects with other values of a policy that is
+// dropUnwanted deletes chains, sets and objects of policies that are no more. Objects with other values of a policy that is
 // still there stay for the flows that have them.
 func (tx *transaction) dropUnwanted(list []chain) {
 	if tx.old == nil {
@@ -177,11 +211,35 @@ func (tx *transaction) dropUnwanted(list []chain) {
 			tx.DelChain(&nftables.Chain{Name: name, Table: table})
 		}
 	}
+	wanted := wantedSets(tx.config)
+	for _, name := range tx.old.sets {
+		if !slices.Contains(wanted, name) {
+			tx.DelSet(&nftables.Set{Table: table, Name: name})
+		}
+	}
 	for _, o := range tx.old.objects {
-		if !slices.ContainsFunc(tx.config.Policies, func(p ctpolicy.Policy) bool { return o.of(p.Name) }) {
+		if o.name != counterStray && !slices.ContainsFunc(tx.config.Policies, func(p ctpolicy.Policy) bool { return o.of(p.Name) }) {
 			tx.DeleteObject(&nftables.NamedObj{Table: table, Name: o.name, Type: o.kind})
 		}
 	}
+}
+
+// wantedSets are the names of all sets that the table should have.
+func wantedSets(c *Config) []string {
+	var names []string
+	for _, set := range fixedSets(c.RegisterSize) {
+		names = append(names, set.Name)
+	}
+	for i := range c.Policies {
+		for _, s := range addressSets(&c.Policies[i]) {
+			for j := range families {
+				if _, elements := s.object(&families[j]); len(elements) > 0 {
+					names = append(names, s.name(&families[j]))
+				}
+			}
+		}
+	}
+	return names
 }
 
 func (tx *transaction) addRules(c *chain) {
@@ -197,17 +255,33 @@ func (tx *transaction) addRules(c *chain) {
 // maxElements is how many elements fit into one message.
 const maxElements = 1000
 
-// ports fills a map from ports to the policies' chains.
-func (tx *transaction) ports(name string, chainOf func(policy string) string) {
-	var elements []nftables.SetElement
-	for _, p := range tx.config.Policies {
-		for _, r := range p.Ports {
-			elements = append(elements, interval(r, chainOf(p.Name))...)
+func (tx *transaction) elements(set *nftables.Set, elements []nftables.SetElement) {
+	for part := range slices.Chunk(elements, maxElements) {
+		tx.fail(tx.SetAddElements(set, part))
+	}
+}
+
+// allPorts fills the maps from ports to the policies' chains.
+func (tx *transaction) allPorts() {
+	for i := range tx.config.Policies {
+		p := &tx.config.Policies[i]
+		if p.Addresses() {
+			tx.ports(mapMatch, p, matchChain(p.Name))
+		}
+		for _, d := range ctpolicy.Directions {
+			if p.Direction.Includes(d) {
+				tx.ports(limitMap(d), p, limitChain(p.Name))
+			}
 		}
 	}
-	for part := range slices.Chunk(elements, maxElements) {
-		tx.fail(tx.SetAddElements(portMap(name), part))
+}
+
+func (tx *transaction) ports(name string, p *ctpolicy.Policy, target string) {
+	var elements []nftables.SetElement
+	for _, r := range p.Ports {
+		elements = append(elements, interval(r, target)...)
 	}
+	tx.elements(portMap(name), elements)
 }
 
 // interval is a range of ports as the kernel keeps it: half open, and without an end at the top.
@@ -229,35 +303,4 @@ func (c *chain) object() *nftables.Chain {
 		o.Type, o.Hooknum, o.Priority, o.Policy = nftables.ChainTypeFilter, c.hook, &c.priority, &accept
 	}
 	return o
-}
-
-func portMap(name string) *nftables.Set {
-	return &nftables.Set{
-		Table: table, Name: name, IsMap: true, Interval: true,
-		KeyType: nftables.TypeInetService, DataType: nftables.TypeVerdict, KeyByteOrder: binaryutil.BigEndian,
-	}
-}
-
-func aliveSet() *nftables.Set {
-	return &nftables.Set{
-		Table: table, Name: setAlive, KeyType: nftables.TypeInetProto, HasTimeout: true,
-		Comment: "refreshed by the reaper; while tcp is in it the fallback sleeps",
-	}
-}
-
-func (r *register) object(size uint32) *nftables.Set {
-	address := nftables.TypeIPAddr
-	if r.nfproto == unix.NFPROTO_IPV6 {
-		address = nftables.TypeIP6Addr
-	}
-	return &nftables.Set{
-		Table: table, Name: r.set, Dynamic: true, HasTimeout: true, Size: size,
-		KeyType: nftables.MustConcatSetType(address, nftables.TypeInetService, address, nftables.TypeInetService),
-		Comment: "the fallback's register: flows and the time left to max_age",
-	}
-}
-
-// heartbeat is the element that puts the fallback to sleep.
-func heartbeat(timeout time.Duration, who string) []nftables.SetElement {
-	return []nftables.SetElement{{Key: []byte{unix.IPPROTO_TCP}, Timeout: timeout, Comment: who}}
 }

@@ -23,119 +23,196 @@ type rule struct {
 	comment string
 }
 
+func (c *chain) add(words ...exprs) { c.rules = append(c.rules, rule{exprs: join(words...)}) }
+
 // The priorities at which we look at packets.
 const (
-	// Tracking must come after conntrack (-200) and before destination NAT (-100): there the packet's addresses are
+	// Matching must come after conntrack (-200) and before destination NAT (-100): there the packet's addresses are
 	// the original tuple.
-	priorityTrack = -150 // mangle
-	// Enforcing comes before the filter chains of others, so that a packet they accept is still judged.
-	priorityEnforce = -10 // filter - 10
+	priorityMatch = -150 // mangle
+	// Limiting comes before the filter chains of others, so that a packet they accept is still judged, and after
+	// destination NAT, so that the hook tells the direction.
+	priorityLimit = -10 // filter - 10
 	// Our challenges must be marked as untracked before conntrack sees them.
 	priorityProbe = -300 // raw
 )
 
 // chains is the whole table for a configuration, without the notes.
 func chains(c *Config) []chain {
-	list := []chain{trackChainOf()}
+	list := matchChains(c.Policies)
 	for i := range c.Policies {
 		p := &c.Policies[i]
-		list = append(list, trackPolicy(p, p.Timeouts(c.Defaults)))
+		list = append(list, limitChainOf(p, p.Timeouts(c.Defaults)))
 	}
-	list = append(list, enforceChainOf())
-	for i := range c.Policies {
-		list = append(list, enforcePolicy(&c.Policies[i]))
-	}
-	jumpTo := func(name string, hook *nftables.ChainHook, priority nftables.ChainPriority, target string) {
-		list = append(list, chain{name, hook, priority, []rule{{exprs: jump(target)}}})
-	}
-	jumpTo("track-prerouting", nftables.ChainHookPrerouting, priorityTrack, chainTrack)
-	jumpTo("track-output", nftables.ChainHookOutput, priorityTrack, chainTrack)
-	jumpTo("input", nftables.ChainHookInput, priorityEnforce, chainEnforce)
-	jumpTo("forward", nftables.ChainHookForward, priorityEnforce, chainEnforce)
-	jumpTo("output", nftables.ChainHookOutput, priorityEnforce, chainEnforce)
-	return append(list, probeChain(c.Mark))
+	return append(list, inputChain(), forwardChain(), outputChain(), probeChain(c.Mark))
 }
 
-// trackChainOf sends packets to their policy's register. While a reaper is alive only a flow's first packet goes there,
-// for its ct timeout object.
-func trackChainOf() chain {
-	return chain{name: chainTrack, rules: []rule{
-		{exprs: join(ctStateIsNot(expr.CtStateBitNEW), alive(false), leave())},
-		{exprs: join(isTCP(), ctOriginal(), vmapPort(mapTrack))},
-	}}
+// established is the packets of open flows that are not pinned: nearly all.
+func established() exprs {
+	return join(ctState(expr.CtStateBitESTABLISHED), ctStatus(conntrack.StatusFixedTimeout, 0))
+}
+
+// newInMidFlow is the packets that make conntrack pick up a flow without having seen its handshake.
+func newInMidFlow() exprs { return join(ctState(expr.CtStateBitNEW), tcpFlags(tcpSyn, 0)) }
+
+// overdue is the packets of flows that were pinned, after their deadline: a pinned entry counts down to its deadline plus
+// the window, whatever its packets do.
+func overdue() exprs {
+	return join(ctStatusIsNot(conntrack.StatusFixedTimeout, 0), ctExpires(ctpolicy.Window))
+}
+
+// baseChain begins a hook's chain. While a reaper is alive nearly every packet leaves at its second rule; without one
+// those from the server leave at the third. RST passes always: it is how an end learns that the other one is gone. It is
+// noted who is being reset after the deadline, and who sends a reset: that end has closed.
+func baseChain(name string, hook *nftables.ChainHook) chain {
+	c := chain{name: name, hook: hook, priority: priorityLimit}
+	c.add(notTCP(), accept())
+	c.add(established(), tcpFlags(tcpSyn|tcpReset, 0), during(setAlive), accept())
+	c.add(established(), ctReply(), accept())
+	for i := range families {
+		c.add(overdue(), families[i].update(closedSet(&families[i]), ctpolicy.Window))
+	}
+	c.add(tcpFlags(tcpReset, tcpReset), accept())
+	c.add(newInMidFlow(), portsIn(setHeld), drop())
+	return c
+}
+
+// straysUnless ends flows that are covered, and that conntrack does not know: their entry has expired. It comes after the
+// policies, which have labelled the flow.
+func (c *chain) straysUnless(set string) {
+	c.add(newInMidFlow(), ctLabel(ctpolicy.LabelTracked), unlessDuring(set), countReset(counterStray))
+}
+
+// inputChain sees what comes for this host: from clients of its servers, and from servers of its clients. What comes over
+// loopback has been at output.
+func inputChain() chain {
+	c := baseChain("input", nftables.ChainHookInput)
+	c.add(overLoopback(expr.MetaKeyIIF, true), accept())
+	c.add(ctOriginal(), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
+	c.add(ctReply(), vmapOriginalPort(limitMap(ctpolicy.Outbound)))
+	c.straysUnless(setAlive) // a reaper finds the sockets of this host, whether conntrack knows them or not
+	return c
+}
+
+// outputChain sees the opposite. A flow over loopback is inbound; only here it has an entry that can still get a ct timeout
+// object.
+func outputChain() chain {
+	c := baseChain("output", nftables.ChainHookOutput)
+	c.add(overLoopback(expr.MetaKeyOIF, true), ctOriginal(), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
+	c.add(overLoopback(expr.MetaKeyOIF, false), ctOriginal(), vmapOriginalPort(limitMap(ctpolicy.Outbound)))
+	c.add(ctReply(), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
+	c.straysUnless(setAlive)
+	return c
+}
+
+func forwardChain() chain {
+	c := baseChain("forward", nftables.ChainHookForward)
+	c.add(vmapOriginalPort(limitMap(ctpolicy.Forwarded)))
+	c.straysUnless(setAdopt)
+	return c
+}
+
+// matchChains label new flows whose addresses are those of a policy. They are the only ones that see the destination as
+// the client dials it, and they are not there when no policy needs them.
+func matchChains(policies []ctpolicy.Policy) []chain {
+	var list []chain
+	for i := range policies {
+		if policies[i].Addresses() {
+			list = append(list, matchChainOf(&policies[i]))
+		}
+	}
+	if list == nil {
+		return nil
+	}
+	return append(list, matchAt("match-prerouting", nftables.ChainHookPrerouting), matchAt("match-output", nftables.ChainHookOutput))
+}
+
+func matchAt(name string, hook *nftables.ChainHook) chain {
+	c := chain{name: name, hook: hook, priority: priorityMatch}
+	c.add(ctState(expr.CtStateBitNEW), isTCP(), vmapPort(mapMatch))
+	return c
+}
+
+func matchChainOf(p *ctpolicy.Policy) chain {
+	c := chain{name: matchChain(p.Name)}
+	for i := range families {
+		f := &families[i]
+		for _, s := range addressSets(p) {
+			c.match(f, &s)
+		}
+	}
+	c.add(setCtLabel(ctpolicy.LabelCovered))
+	return c
+}
+
+// match leaves the chain when the set says so. A family without prefixes has no set.
+func (c *chain) match(f *family, s *addressSet) {
+	none := len(s.prefixes.Family(f.nfproto == nfprotoIPv4)) == 0
+	if none && s.wanted && len(s.prefixes) > 0 {
+		c.add(f.is(), leave())
+	}
+	if none {
+		return
+	}
+	for _, offset := range s.offsets(f) {
+		c.add(f.lookup(offset, s.name(f), s.wanted), leave())
+	}
 }
 
 // registerSlack makes up for the fractions of a jiffy that the kernel cuts from an element's timeout. It is whole jiffies at
 // every HZ.
 const registerSlack = 20 * time.Millisecond
 
-// trackPolicy gives new flows their ct timeout object, and keeps the fallback's register: an open flow is entered once,
-// for max_age; when its element is gone its time is up. Registering at the SYN would let a SYN flood fill it, and
-// `update`, not `add`, gives a new flow from the same port its full time. A packet with RST is let through, or the
-// other end would not be told.
-func trackPolicy(p *ctpolicy.Policy, timeouts conntrack.Timeouts) chain {
-	c := chain{name: trackChain(p.Name), rules: []rule{{exprs: join(
-		ctState(expr.CtStateBitNEW), setCtTimeout(timeoutName(p.Name, timeouts)), setCtLabel(ctpolicy.LabelTracked))}}}
-	if p.MaxAge == 0 {
-		return c
-	}
-	const open = conntrack.StatusAssured
-	c.rules = append(c.rules,
-		rule{exprs: join(ctStatusIsNot(open|conntrack.StatusFixedTimeout, open), leave())},
-		rule{exprs: join(tcpFlags(tcpReset, tcpReset), leave())},
-	)
-	for i := range registers {
-		r := &registers[i]
-		c.rules = append(c.rules,
-			rule{exprs: join(ctLabelUnset(ctpolicy.LabelRegistered), r.update(p.MaxAge+registerSlack), setCtLabel(ctpolicy.LabelRegistered))},
-			rule{exprs: join(ctLabel(ctpolicy.LabelRegistered), r.missing(), countReset(counterName(p.Name, CountFallback)))},
-		)
-	}
-	return c
-}
-
-// enforceChainOf lets nearly every packet leave at once: those of established flows that are not pinned. RST passes
-// always: it is how an end learns that the other one is gone.
-func enforceChainOf() chain {
-	return chain{name: chainEnforce, rules: []rule{
-		{exprs: join(notTCP(), leave())},
-		{exprs: join(ctState(expr.CtStateBitESTABLISHED), ctStatus(conntrack.StatusFixedTimeout, 0),
-			tcpFlags(tcpSyn|tcpReset, 0), leave())},
-		{exprs: join(tcpFlags(tcpReset, tcpReset), leave())},
-		{exprs: vmapOriginalPort(mapEnforce)},
-	}}
-}
-
 // closeTimeout is how long a closed flow's entry may still be there without our ct timeout object (the default of
 // nf_conntrack_tcp_timeout_close).
 const closeTimeout = 10 * time.Second
 
-// enforcePolicy ends flows. A pinned entry counts down to its deadline plus the window, whatever its packets do. A SYN
-// that would revive the entry of an earlier flow, and so inherit its age, is refused: the entry is gone in a moment.
-// Without a reaper, a packet in mid-flow that conntrack does not know belongs to a flow whose entry has expired.
-func enforcePolicy(p *ctpolicy.Policy) chain {
+// limitChainOf ends flows, and takes in new ones. A SYN that would revive the entry of an earlier flow, and so inherit its
+// age, is refused: the entry is gone in a moment.
+func limitChainOf(p *ctpolicy.Policy, timeouts conntrack.Timeouts) chain {
 	pinned := ctStatusIsNot(conntrack.StatusFixedTimeout, 0)
 	refuse := countReset(counterName(p.Name, CountRefused))
-	established := ctState(expr.CtStateBitESTABLISHED)
-	c := chain{name: enforceChain(p.Name), rules: []rule{
-		{
-			exprs:   join(isTCP(), pinned, ctExpires(ctpolicy.Window), countReset(counterName(p.Name, CountReset))),
-			comment: p.String(),
-		},
-		{exprs: join(syn(), pinned, refuse)},
-		{exprs: join(syn(), established, ctLabel(ctpolicy.LabelTracked), ctExpires(time.Second), refuse)},
-		{exprs: join(syn(), established, ctLabelUnset(ctpolicy.LabelTracked), ctExpires(closeTimeout), refuse)},
-	}}
-	if p.Outlived() {
-		c.rules = append(c.rules, rule{exprs: join(
-			ctState(expr.CtStateBitNEW), tcpFlags(tcpSyn, 0), alive(true), countReset(counterName(p.Name, CountStray)))})
+	revived := join(syn(), ctState(expr.CtStateBitESTABLISHED))
+	c := chain{name: limitChain(p.Name)}
+	c.rules = []rule{{join(isTCP(), overdue(), countReset(counterName(p.Name, CountReset))), p.String()}}
+	c.add(syn(), pinned, refuse)
+	if p.Addresses() {
+		c.add(ctLabelUnset(ctpolicy.LabelCovered), leave())
 	}
+	c.add(revived, ctLabel(ctpolicy.LabelTracked), ctExpires(time.Second), refuse)
+	c.add(revived, ctLabelUnset(ctpolicy.LabelTracked), ctExpires(closeTimeout), refuse)
+	c.add(ctState(expr.CtStateBitNEW), setCtTimeout(timeoutName(p.Name, timeouts)), setCtLabel(ctpolicy.LabelTracked), taken(p))
+	c.register(p)
 	return c
+}
+
+// taken ends the way of a flow's first packet. Where entries don't outlive their flows, one in mid-flow is no stray.
+func taken(p *ctpolicy.Policy) exprs {
+	if p.Outlived() {
+		return leave()
+	}
+	return accept()
+}
+
+// register keeps the fallback's register: an open flow is entered once, for max_age; when its element is gone its time is
+// up. Registering at the SYN would let a SYN flood fill it, and `update`, not `add`, gives a new flow from the same port its
+// full time.
+func (c *chain) register(p *ctpolicy.Policy) {
+	if p.MaxAge == 0 {
+		return
+	}
+	const open = conntrack.StatusAssured
+	c.add(ctStatusIsNot(open|conntrack.StatusFixedTimeout, open), leave())
+	for i := range families {
+		set := flowsSet(&families[i])
+		c.add(ctLabelUnset(ctpolicy.LabelRegistered), families[i].update(set, p.MaxAge+registerSlack), setCtLabel(ctpolicy.LabelRegistered))
+		c.add(ctLabel(ctpolicy.LabelRegistered), families[i].missing(set), countReset(counterName(p.Name, CountFallback)))
+	}
 }
 
 // probeChain keeps our challenges away from conntrack and NAT.
 func probeChain(mark uint32) chain {
-	return chain{name: chainProbe, hook: nftables.ChainHookOutput, priority: priorityProbe, rules: []rule{{exprs: exprs{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg}, equal(native32(mark)), &expr.Notrack{},
-	}}}}
+	c := chain{name: chainProbe, hook: nftables.ChainHookOutput, priority: priorityProbe}
+	c.add(exprs{&expr.Meta{Key: expr.MetaKeyMARK, Register: reg}, equal(native32(mark)), &expr.Notrack{}})
+	return c
 }

@@ -45,11 +45,20 @@ func (in *Installed) readAlive(conn *nftables.Conn) error {
 	return nil
 }
 
+// readAdopt finds out how long flows are still picked up.
+func (in *Installed) readAdopt(conn *nftables.Conn) error {
+	elements, err := conn.GetSetElements(adoptSet())
+	for _, e := range elements {
+		in.Adopt = e.Expires
+	}
+	return err
+}
+
 // Beat puts the fallback to sleep for another Heartbeat. It answers ErrNotInstalled when the table is gone.
 func Beat(pid int) error {
 	return changeAlive(func(conn *nftables.Conn) error {
 		// Before Linux 6.12 adding an element again does not refresh it, and deleting one that is not there fails.
-		e := heartbeat(Heartbeat, fmt.Sprintf(reaperComment+"%d", pid))
+		e := tcpElement(Heartbeat, fmt.Sprintf(reaperComment+"%d", pid))
 		return errors.Join(conn.SetAddElements(aliveSet(), e), conn.SetDeleteElements(aliveSet(), e),
 			conn.SetAddElements(aliveSet(), e))
 	})
@@ -58,7 +67,7 @@ func Beat(pid int) error {
 // StopBeat wakes the fallback now.
 func StopBeat() error {
 	return changeAlive(func(conn *nftables.Conn) error {
-		e := heartbeat(Heartbeat, "")
+		e := tcpElement(Heartbeat, "")
 		return errors.Join(conn.SetAddElements(aliveSet(), e), conn.SetDeleteElements(aliveSet(), e))
 	})
 }

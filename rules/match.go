@@ -5,6 +5,7 @@ import (
 	"hash/fnv"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
@@ -57,17 +58,27 @@ func notTCP() exprs {
 	return exprs{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, notEqual([]byte{unix.IPPROTO_TCP})}
 }
 
-// meta nfproto ipv4, or ipv6
-func family(nfproto byte) exprs {
-	return exprs{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg}, equal([]byte{nfproto})}
-}
+// meta l4proto @set, where tcp is in the set for as long as something holds
+func during(set string) exprs { return lookupProtocol(set, false) }
 
-// meta l4proto @alive; inverted: meta l4proto != @alive
-func alive(invert bool) exprs {
+// meta l4proto != @set
+func unlessDuring(set string) exprs { return lookupProtocol(set, true) }
+
+func lookupProtocol(set string, invert bool) exprs {
 	return exprs{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
-		&expr.Lookup{SourceRegister: reg, SetName: setAlive, Invert: invert},
+		&expr.Lookup{SourceRegister: reg, SetName: set, Invert: invert},
 	}
+}
+
+// iif lo, or oif lo; or not
+func overLoopback(key expr.MetaKey, yes bool) exprs {
+	const loopback = 1 // the kernel gives it this index in every namespace (dev_index_reserve in net/core/dev.c)
+	compare := notEqual
+	if yes {
+		compare = equal
+	}
+	return exprs{&expr.Meta{Key: key, Register: reg}, compare(native32(loopback))}
 }
 
 // tcp flags value / bits
@@ -87,11 +98,6 @@ func ctState(bit uint32) exprs {
 	return exprs{loadCt(expr.CtKeySTATE), mask(native32(bit)), notEqual(native32(0))}
 }
 
-// ct state != new
-func ctStateIsNot(bit uint32) exprs {
-	return exprs{loadCt(expr.CtKeySTATE), notEqual(native32(bit))}
-}
-
 // ct status & bits == value
 func ctStatus(bits, value uint32) exprs {
 	return exprs{loadCt(expr.CtKeySTATUS), mask(native32(bits)), equal(native32(value))}
@@ -104,6 +110,9 @@ func ctStatusIsNot(bits, value uint32) exprs {
 
 // ct direction original
 func ctOriginal() exprs { return exprs{loadCt(expr.CtKeyDIRECTION), equal([]byte{0})} }
+
+// ct direction reply
+func ctReply() exprs { return exprs{loadCt(expr.CtKeyDIRECTION), equal([]byte{1})} }
 
 // ct expiration <= limit; the register holds milliseconds in the host's byte order
 func ctExpires(limit time.Duration) exprs {
@@ -158,44 +167,66 @@ func vmapPort(name string) exprs {
 	}
 }
 
-// A register is the set of one family's flows, with the place of the addresses in its header.
-type register struct {
-	set           string
-	nfproto       byte
-	source, dest  uint32 // offsets in the network header
-	length        uint32
-	regs          [4]uint32 // saddr, sport, daddr, dport
-	keyOfRegister uint32
+// A family is what differs between IPv4 and IPv6.
+type family struct {
+	name         string // in the names of sets
+	nfproto      byte
+	source, dest uint32 // offsets of the addresses in the network header
+	length       uint32
+	regs         [4]uint32 // where saddr, sport, daddr and dport go, so that they are one key
+	address      nftables.SetDatatype
 }
 
-var registers = []register{
-	{setFlows4, unix.NFPROTO_IPV4, 12, 16, 4, [4]uint32{reg, unix.NFT_REG32_01, unix.NFT_REG32_02, unix.NFT_REG32_03}, reg},
-	{setFlows6, unix.NFPROTO_IPV6, 8, 24, 16, [4]uint32{reg, unix.NFT_REG_2, unix.NFT_REG32_05, unix.NFT_REG32_09}, reg},
+var families = []family{
+	{"4", unix.NFPROTO_IPV4, 12, 16, 4, [4]uint32{reg, unix.NFT_REG32_01, unix.NFT_REG32_02, unix.NFT_REG32_03}, nftables.TypeIPAddr},
+	{"6", unix.NFPROTO_IPV6, 8, 24, 16, [4]uint32{reg, unix.NFT_REG_2, unix.NFT_REG32_05, unix.NFT_REG32_09}, nftables.TypeIP6Addr},
 }
 
-// ip saddr . tcp sport . ip daddr . tcp dport
-func (r *register) tuple() exprs {
-	load := func(dest uint32, base expr.PayloadBase, offset, length uint32) expr.Any {
-		return &expr.Payload{DestRegister: dest, Base: base, Offset: offset, Len: length}
-	}
-	return join(family(r.nfproto), isTCP(), exprs{
-		load(r.regs[0], expr.PayloadBaseNetworkHeader, r.source, r.length),
-		load(r.regs[1], expr.PayloadBaseTransportHeader, 0, 2),
-		load(r.regs[2], expr.PayloadBaseNetworkHeader, r.dest, r.length),
-		load(r.regs[3], expr.PayloadBaseTransportHeader, 2, 2),
+// meta nfproto ipv4, or ipv6
+func (f *family) is() exprs {
+	return exprs{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg}, equal([]byte{f.nfproto})}
+}
+
+// ip saddr @set, or ip daddr; inverted: ip saddr != @set
+func (f *family) lookup(offset uint32, set string, invert bool) exprs {
+	return join(f.is(), exprs{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.length},
+		&expr.Lookup{SourceRegister: reg, SetName: set, Invert: invert},
 	})
 }
 
-// update @flows4 { … timeout d }
-func (r *register) update(d time.Duration) exprs {
-	return join(r.tuple(), exprs{&expr.Dynset{
-		SrcRegKey: reg, SetName: r.set, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: d,
+// ip saddr . tcp sport . ip daddr . tcp dport
+func (f *family) tuple() exprs {
+	load := func(dest uint32, base expr.PayloadBase, offset, length uint32) expr.Any {
+		return &expr.Payload{DestRegister: dest, Base: base, Offset: offset, Len: length}
+	}
+	return join(f.is(), isTCP(), exprs{
+		load(f.regs[0], expr.PayloadBaseNetworkHeader, f.source, f.length),
+		load(f.regs[1], expr.PayloadBaseTransportHeader, 0, 2),
+		load(f.regs[2], expr.PayloadBaseNetworkHeader, f.dest, f.length),
+		load(f.regs[3], expr.PayloadBaseTransportHeader, 2, 2),
+	})
+}
+
+// update @set { ip saddr . tcp sport . ip daddr . tcp dport timeout d }
+func (f *family) update(set string, d time.Duration) exprs {
+	return join(f.tuple(), exprs{&expr.Dynset{
+		SrcRegKey: reg, SetName: set, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: d,
 	}})
 }
 
-// … != @flows4
-func (r *register) missing() exprs {
-	return join(r.tuple(), exprs{&expr.Lookup{SourceRegister: reg, SetName: r.set, Invert: true}})
+// ip saddr . tcp sport . ip daddr . tcp dport != @set
+func (f *family) missing(set string) exprs {
+	return join(f.tuple(), exprs{&expr.Lookup{SourceRegister: reg, SetName: set, Invert: true}})
+}
+
+// tcp sport . tcp dport @set
+func portsIn(set string) exprs {
+	return join(isTCP(), exprs{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
+		&expr.Payload{DestRegister: unix.NFT_REG32_01, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: reg, SetName: set},
+	})
 }
 
 // ct timeout set "name"
@@ -213,7 +244,10 @@ func countReset(counter string) exprs {
 
 func leave() exprs { return exprs{&expr.Verdict{Kind: expr.VerdictReturn}} }
 
-func jump(chain string) exprs { return exprs{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}} }
+// accept ends the hook for us; the chains of others still see the packet.
+func accept() exprs { return exprs{&expr.Verdict{Kind: expr.VerdictAccept}} }
+
+func drop() exprs { return exprs{&expr.Verdict{Kind: expr.VerdictDrop}} }
 
 // comment is a rule's comment as nft writes and reads it.
 func comment(text string) []byte { return userdata.AppendString(nil, userdata.TypeComment, text) }

@@ -48,7 +48,7 @@ func Features() []Feature {
 		{"nf_tables", "CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET", "5.2", nothing},
 		{"connection tracking in rules", "CONFIG_NF_CONNTRACK, CONFIG_NFT_CT", "5.2", hooked(nftables.ChainHookOutput,
 			ctExpires(ctpolicy.Window), exprs{&expr.Notrack{}})},
-		{"reject with tcp reset before routing", "CONFIG_NFT_REJECT, CONFIG_NFT_REJECT_INET", "5.9", hooked(nftables.ChainHookPrerouting,
+		{"reject with tcp reset", "CONFIG_NFT_REJECT, CONFIG_NFT_REJECT_INET", "5.2", hooked(nftables.ChainHookForward,
 			isTCP(), exprs{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})},
 		{"ct timeout objects", "CONFIG_NF_CONNTRACK_TIMEOUT, CONFIG_NFT_OBJREF", "5.2", ctTimeoutObject},
 		{"ct labels", "CONFIG_NF_CONNTRACK_LABELS", "5.2", hooked(nftables.ChainHookOutput, setCtLabel(ctpolicy.LabelTracked))},
@@ -80,14 +80,14 @@ func ctTimeoutObject(tx *nftables.Conn, t *nftables.Table) error {
 }
 
 func dynamicSet(tx *nftables.Conn, t *nftables.Table) error {
-	for i := range registers {
-		set := registers[i].object(16)
+	for i := range families {
+		set := families[i].flows(flowsSet(&families[i]), 16, "")
 		set.Table = t
 		if err := tx.AddSet(set, nil); err != nil {
 			return err
 		}
 		tx.AddRule(&nftables.Rule{
-			Table: t, Chain: probeAt(tx, t, nftables.ChainHookOutput), Exprs: registers[i].update(ctpolicy.Window),
+			Table: t, Chain: probeAt(tx, t, nftables.ChainHookOutput), Exprs: families[i].update(set.Name, ctpolicy.Window),
 		})
 	}
 	return nil

@@ -1,13 +1,16 @@
 package rules
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -19,7 +22,7 @@ import (
 )
 
 // format is the first note. It says that the table is ours, and what wrote it.
-const format = "curfew table, format 1"
+const format = "curfew table, format 2"
 
 // Installed is what the table holds.
 type Installed struct {
@@ -33,6 +36,10 @@ type Installed struct {
 	RegisterSize uint32
 	Mark         uint32
 	Reaper       Reaper
+	// Adopt is how long forwarded flows that conntrack does not know are still picked up.
+	Adopt time.Duration
+	// Stray counts packets of flows that conntrack did not know.
+	Stray Counter
 
 	chains  []string
 	sets    []string
@@ -80,7 +87,7 @@ func Read() (*Installed, error) {
 		return nil, err
 	}
 	in := &Installed{Notes: notes, Counters: map[string]map[string]Counter{}, Timeouts: map[string][]uint32{}}
-	for _, read := range []func(*nftables.Conn) error{in.readChains, in.readSets, in.readPolicies, in.readObjects, in.readAlive, in.readMark} {
+	for _, read := range []func(*nftables.Conn) error{in.readChains, in.readSets, in.readPolicies, in.readObjects, in.readAlive, in.readAdopt, in.readMark} {
 		if err := read(conn); err != nil {
 			return nil, fmt.Errorf("read table inet curfew: %w", err)
 		}
@@ -120,70 +127,142 @@ func (in *Installed) readSets(conn *nftables.Conn) error {
 	sets, err := conn.GetSets(table)
 	for _, s := range sets {
 		in.sets = append(in.sets, s.Name)
-		if s.Name == setFlows4 {
+		if s.Name == flowsSet(&families[0]) {
 			in.RegisterSize = s.Size
 		}
 	}
 	return err
 }
 
-// readPolicies puts the policies together from the map of ports and from the comments of their chains.
+// readPolicies puts the policies together from the maps of ports, the comments of their chains and their sets.
 func (in *Installed) readPolicies(conn *nftables.Conn) error {
-	elements, err := conn.GetSetElements(portMap(mapEnforce))
-	if err != nil {
-		return err
-	}
-	ports, err := portsByPolicy(elements)
-	if err != nil {
-		return err
-	}
-	for _, name := range slices.Sorted(maps.Keys(ports)) {
-		texts, err := comments(conn, enforceChain(name))
+	ports := map[string][]ctpolicy.PortRange{}
+	for _, d := range ctpolicy.Directions {
+		elements, err := conn.GetSetElements(portMap(limitMap(d)))
 		if err != nil {
 			return err
 		}
-		if len(texts) == 0 {
-			return fmt.Errorf("chain %s has lost its comment: install again with `curfew apply`", enforceChain(name))
+		if err := portsByPolicy(elements, ports); err != nil {
+			return fmt.Errorf("map %s: %w", limitMap(d), err)
 		}
-		p, err := ctpolicy.ParseLimits(texts[0])
+	}
+	for _, name := range slices.Sorted(maps.Keys(ports)) {
+		p, err := in.readPolicy(conn, name)
 		if err != nil {
-			return fmt.Errorf("comment of chain %s: %w", enforceChain(name), err)
+			return err
 		}
-		p.Name, p.Ports = name, ports[name]
+		p.Ports = ports[name]
 		in.Policies = append(in.Policies, p)
 	}
 	slices.SortFunc(in.Policies, func(a, b ctpolicy.Policy) int { return int(a.Ports[0].First) - int(b.Ports[0].First) })
 	return nil
 }
 
-// portsByPolicy reads half-open intervals, in the order of their keys.
-func portsByPolicy(elements []nftables.SetElement) (map[string][]ctpolicy.PortRange, error) {
+// readPolicy reads all but the ports.
+func (in *Installed) readPolicy(conn *nftables.Conn, name string) (p ctpolicy.Policy, err error) {
+	texts, err := comments(conn, limitChain(name))
+	if err != nil {
+		return p, err
+	}
+	if len(texts) == 0 {
+		return p, fmt.Errorf("chain %s has lost its comment: install again with `curfew apply`", limitChain(name))
+	}
+	if p, err = ctpolicy.ParseLimits(texts[0]); err != nil {
+		return p, fmt.Errorf("comment of chain %s: %w", limitChain(name), err)
+	}
+	p.Name = name
+	for key, prefixes := range map[string]*ctpolicy.Prefixes{"except": &p.Except, "from": &p.From, "to": &p.To} {
+		s := addressSet{policy: name, key: key}
+		for i := range families {
+			if slices.Contains(in.sets, s.name(&families[i])) {
+				if err := readPrefixes(conn, s.name(&families[i]), prefixes); err != nil {
+					return p, err
+				}
+			}
+		}
+	}
+	return p, nil
+}
+
+// readPrefixes adds the elements of a set.
+func readPrefixes(conn *nftables.Conn, set string, prefixes *ctpolicy.Prefixes) error {
+	elements, err := conn.GetSetElements(&nftables.Set{Table: table, Name: set})
+	if err != nil {
+		return fmt.Errorf("read set %s: %w", set, err)
+	}
+	list := slices.Clone(*prefixes)
+	sortIntervals(elements)
+	for i, e := range elements {
+		if e.IntervalEnd {
+			continue
+		}
+		first, _ := netip.AddrFromSlice(e.Key)
+		last := lastOf(netip.PrefixFrom(first, 0))
+		if i+1 < len(elements) {
+			end, _ := netip.AddrFromSlice(elements[i+1].Key)
+			last = end.Prev()
+		}
+		p, err := prefixOf(first, last)
+		if err != nil {
+			return fmt.Errorf("set %s: %w", set, err)
+		}
+		list = append(list, p)
+	}
+	*prefixes = ctpolicy.NewPrefixes(list)
+	return nil
+}
+
+// prefixOf is the prefix from the first to the last address.
+func prefixOf(first, last netip.Addr) (netip.Prefix, error) {
+	for bits := range first.BitLen() + 1 {
+		if p, err := first.Prefix(bits); err == nil && p.Addr() == first && lastOf(p) == last {
+			return p, nil
+		}
+	}
+	return netip.Prefix{}, fmt.Errorf("%s-%s is not a prefix: install again with `curfew apply`", first, last)
+}
+
+// sortIntervals sorts half-open intervals; an end comes before the start of the next one at the same key.
+func sortIntervals(elements []nftables.SetElement) {
 	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
-		if d := int(portOf(a)) - int(portOf(b)); d != 0 {
+		if d := bytes.Compare(a.Key, b.Key); d != 0 {
 			return d
 		}
 		return boolOrder(b.IntervalEnd) - boolOrder(a.IntervalEnd)
 	})
-	ports := map[string][]ctpolicy.PortRange{}
+}
+
+func boolOrder(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// portsByPolicy adds a map's ports to those of the policies. Policies of several directions are in several maps.
+func portsByPolicy(elements []nftables.SetElement, ports map[string][]ctpolicy.PortRange) error {
+	sortIntervals(elements)
 	for i, e := range elements {
 		if e.IntervalEnd {
 			continue
 		}
 		target, err := jumpTarget(e.Val)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		name, ok := strings.CutSuffix(target, enforceChain(""))
+		name, ok := strings.CutSuffix(target, limitChain(""))
 		if !ok {
-			return nil, fmt.Errorf("map %s jumps to chain %q, which is not ours: install again with `curfew apply`", mapEnforce, target)
+			return fmt.Errorf("it jumps to chain %q, which is not ours: install again with `curfew apply`", target)
 		}
-		last := uint16(65535)
+		r := ctpolicy.PortRange{First: portOf(e), Last: 65535}
 		if i+1 < len(elements) {
-			last = portOf(elements[i+1]) - 1
+			r.Last = portOf(elements[i+1]) - 1
 		}
-		ports[name] = append(ports[name], ctpolicy.PortRange{First: portOf(e), Last: last})
+		if !slices.Contains(ports[name], r) {
+			ports[name] = append(ports[name], r)
+		}
 	}
-	return ports, nil
+	return nil
 }
 
 func portOf(e nftables.SetElement) uint16 {
@@ -193,26 +272,18 @@ func portOf(e nftables.SetElement) uint16 {
 	return binary.BigEndian.Uint16(e.Key)
 }
 
-// boolOrder puts an interval's end before the start of the next one at the same key.
-func boolOrder(end bool) int {
-	if end {
-		return 1
-	}
-	return 0
-}
-
 // jumpTarget reads the chain of a verdict's attributes, which google/nftables leaves undecoded.
 func jumpTarget(verdict []byte) (string, error) {
 	attributes, err := netlink.NewAttributeDecoder(verdict)
 	if err != nil {
-		return "", fmt.Errorf("verdict in map %s: %w", mapEnforce, err)
+		return "", fmt.Errorf("verdict: %w", err)
 	}
 	for attributes.Next() {
 		if attributes.Type() == unix.NFTA_VERDICT_CHAIN {
 			return attributes.String(), nil
 		}
 	}
-	return "", fmt.Errorf("verdict in map %s has no chain: %w", mapEnforce, attributes.Err())
+	return "", fmt.Errorf("verdict without a chain: %w", attributes.Err())
 }
 
 func (in *Installed) readObjects(conn *nftables.Conn) error {
@@ -226,6 +297,9 @@ func (in *Installed) readObjects(conn *nftables.Conn) error {
 			continue
 		}
 		in.objects = append(in.objects, object{named.Name, named.Type})
+		if stray, ok := named.Obj.(*expr.Counter); ok && named.Name == counterStray {
+			in.Stray = Counter{stray.Packets, stray.Bytes}
+		}
 		for _, p := range in.Policies {
 			if (object{named.Name, named.Type}).of(p.Name) {
 				in.readObject(p.Name, named)

@@ -42,6 +42,8 @@ type Config struct {
 	// Adopting keeps the rules that end unknown flows asleep for Heartbeat, until the flows that were open before are
 	// known.
 	Adopting bool
+	// Adopt is for how long forwarded flows that conntrack does not know are picked up, before they are strays.
+	Adopt time.Duration
 	// Notes are added to those that the table keeps.
 	Notes []string
 }
@@ -51,30 +53,32 @@ const Heartbeat = 10 * time.Second
 
 // The sets, maps and chains that are there whatever the policies are.
 const (
-	setAlive     = "alive"
-	setFlows4    = "flows4"
-	setFlows6    = "flows6"
-	mapTrack     = "track-by-port"
-	mapEnforce   = "enforce-by-port"
-	chainAbout   = "about"
-	chainTrack   = "track"
-	chainEnforce = "enforce"
-	chainProbe   = "probe"
+	setAlive   = "alive"
+	setAdopt   = "adopt"
+	setHeld    = "held"
+	mapMatch   = "match-by-port"
+	chainAbout = "about"
+	chainProbe = "probe"
 )
 
-// The names of a policy's chains and counters. Each has a suffix, so that no policy's name is a keyword of nft.
-func trackChain(policy string) string   { return policy + "-track" }
-func enforceChain(policy string) string { return policy + "-enforce" }
+// limitMap is the map from ports to the policies that cover a direction.
+func limitMap(d ctpolicy.Direction) string { return string(d) + "-by-port" }
+
+// The names of a policy's chains, sets and counters. Each has a suffix, so that no policy's name is a keyword of nft.
+func matchChain(policy string) string { return policy + "-match" }
+func limitChain(policy string) string { return policy + "-limit" }
 
 // Counters of a policy, by what they count.
 const (
 	CountReset    = "reset"    // packets of pinned flows after their deadline
 	CountFallback = "fallback" // packets that the register found overdue, without a reaper
-	CountStray    = "stray"    // packets of flows whose entry is gone, without a reaper
 	CountRefused  = "refused"  // SYNs that would have revived the entry of an earlier flow
 )
 
-var countNames = []string{CountReset, CountFallback, CountStray, CountRefused}
+var countNames = []string{CountReset, CountFallback, CountRefused}
+
+// counterStray counts packets of flows that conntrack does not know.
+const counterStray = "stray"
 
 func counterName(policy, count string) string { return policy + "-" + count }
 

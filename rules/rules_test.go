@@ -30,13 +30,25 @@ func ports(t *testing.T, s string) []ctpolicy.PortRange {
 	return p
 }
 
+func prefixes(t *testing.T, s string) ctpolicy.Prefixes {
+	t.Helper()
+	p, err := ctpolicy.ParsePrefixes(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func config(t *testing.T) rules.Config {
 	t.Helper()
 	return rules.Config{
 		Policies: []ctpolicy.Policy{
 			{Name: "ldap", Ports: ports(t, "389,636"), MaxAge: time.Hour, Idle: 10 * time.Minute},
 			{Name: "web", Ports: ports(t, "8000-8010,65535"), MaxAge: 30 * time.Second},
-			{Name: "ssh", Ports: ports(t, "22"), Idle: 2 * time.Hour},
+			{
+				Name: "ssh", Ports: ports(t, "22"), Idle: 2 * time.Hour, Direction: ctpolicy.Forwarded,
+				From: prefixes(t, "10.0.0.0/8,fd00::/8"), To: prefixes(t, "192.0.2.0/25,192.0.2.128/25"), Except: prefixes(t, "10.0.0.1,fd00::1"),
+			},
 		},
 		Defaults: conntrack.DefaultTimeouts(), RegisterSize: 65536, Mark: 0x63757266,
 		Notes: []string{"clock: boot 0badcafe +1m0s = 2026-01-02T03:04:05Z"},

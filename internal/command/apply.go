@@ -76,7 +76,7 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t *tally) {
 	for i := range in.Policies {
 		p := &in.Policies[i]
-		fmt.Fprintf(env.Stdout, "%s: port %s, %s\n", p.Name, ctpolicy.FormatPorts(p.Ports), p)
+		fmt.Fprintf(env.Stdout, "%s: port %s, %s%s\n", p.Name, ctpolicy.FormatPorts(p.Ports), p, scopeText(p))
 	}
 	fmt.Fprintf(env.Stdout, "installed; %d open connections pinned, %d of them new to conntrack; %d ended\n", pinned, adopted, t.ended)
 	if without > 0 {
@@ -103,6 +103,36 @@ func flagsOf(policies []ctpolicy.Policy) string {
 		if p.Idle > 0 {
 			fmt.Fprintf(&b, " --idle %s", ctpolicy.FormatDuration(p.Idle))
 		}
+		if p.Direction != ctpolicy.Any {
+			fmt.Fprintf(&b, " --direction %s", p.Direction)
+		}
+		for _, s := range scope(&p) {
+			fmt.Fprintf(&b, " --%s %s", s.key, s.prefixes)
+		}
+	}
+	return b.String()
+}
+
+// A scoped is a list of prefixes and its key.
+type scoped struct {
+	key      string
+	prefixes ctpolicy.Prefixes
+}
+
+// scope are the addresses that a policy covers, as far as it says.
+func scope(p *ctpolicy.Policy) (list []scoped) {
+	for _, s := range []scoped{{"from", p.From}, {"to", p.To}, {"except", p.Except}} {
+		if len(s.prefixes) > 0 {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+func scopeText(p *ctpolicy.Policy) string {
+	var b strings.Builder
+	for _, s := range scope(p) {
+		fmt.Fprintf(&b, ", %s %s", s.key, s.prefixes)
 	}
 	return b.String()
 }

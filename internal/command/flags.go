@@ -87,6 +87,12 @@ func policyFlags() (*drafts, []cli.Flag) {
 			return err
 		}
 	}
+	prefixes := func(field func(*ctpolicy.Policy) *ctpolicy.Prefixes) func(*ctpolicy.Policy, string) error {
+		return func(p *ctpolicy.Policy, value string) (err error) {
+			*field(p), err = ctpolicy.ParsePrefixes(value)
+			return err
+		}
+	}
 	return d, []cli.Flag{
 		flag("port", "destination `PORTS` as clients dial them: 389,636,8000-8010", func(p *ctpolicy.Policy, v string) (err error) {
 			p.Ports, err = ctpolicy.ParsePorts(v)
@@ -96,6 +102,17 @@ func policyFlags() (*drafts, []cli.Flag) {
 			limit(func(p *ctpolicy.Policy) *time.Duration { return &p.MaxAge })),
 		flag("idle", "end connections without a packet for this `TIME`",
 			limit(func(p *ctpolicy.Policy) *time.Duration { return &p.Idle })),
+		flag("direction", "`DIRECTION` of the connections: any, inbound, outbound or forwarded (default: any)",
+			func(p *ctpolicy.Policy, v string) (err error) {
+				p.Direction, err = ctpolicy.ParseDirection(v)
+				return err
+			}),
+		flag("from", "only clients in these `PREFIXES`: 10.0.0.0/8,fd00::/8",
+			prefixes(func(p *ctpolicy.Policy) *ctpolicy.Prefixes { return &p.From })),
+		flag("to", "only servers, as clients dial them, in these `PREFIXES`",
+			prefixes(func(p *ctpolicy.Policy) *ctpolicy.Prefixes { return &p.To })),
+		flag("except", "leave clients and servers in these `PREFIXES` alone",
+			prefixes(func(p *ctpolicy.Policy) *ctpolicy.Prefixes { return &p.Except })),
 		flag("name", "`NAME` of the policy in the table and the log (default: tcp-PORT)", func(p *ctpolicy.Policy, v string) error {
 			if v == "" {
 				return errors.New("a name must not be empty")
@@ -113,10 +130,36 @@ func installFlags() (*drafts, []cli.Flag) {
 	d, flags := policyFlags()
 	return d, append(flags,
 		&cli.StringFlag{Name: "existing", Value: "adopt", Usage: "connections that are open already: `adopt` or reset"},
+		&cli.GenericFlag{
+			Name: "adopt", Value: newAdopt(), DefaultText: "5m",
+			Usage: "for this `TIME`, pick up forwarded connections that conntrack does not know; later ones are reset",
+		},
 		&cli.UintFlag{Name: "register-size", Value: defaultRegisterSize, Usage: "`FLOWS` that the fallback can hold for each of IPv4 and IPv6"},
 		&cli.UintFlag{Name: "mark", Value: challenge.Mark, DefaultText: fmt.Sprintf("%#x", challenge.Mark), Usage: "packet `MARK` of our challenges"},
 	)
 }
+
+// adopt is the flag of that name: a time, or 0 for none.
+type adopt time.Duration
+
+func newAdopt() *adopt {
+	a := adopt(5 * time.Minute)
+	return &a
+}
+
+// Set is for the flag.
+func (a *adopt) Set(value string) error {
+	if value == "0" {
+		*a = 0
+		return nil
+	}
+	d, err := ctpolicy.ParseLimit(value)
+	*a = adopt(d)
+	return err
+}
+
+// String is for the help text.
+func (a *adopt) String() string { return ctpolicy.FormatDuration(time.Duration(*a)) }
 
 const severalPolicies = `
 Several policies: a flag that is repeated starts the next one.
@@ -128,6 +171,7 @@ type options struct {
 	reset        bool // end what is open already
 	registerSize uint32
 	mark         uint32
+	adopt        time.Duration
 }
 
 func parseOptions(c *cli.Context, d *drafts) (*options, error) {
@@ -151,5 +195,6 @@ func parseOptions(c *cli.Context, d *drafts) (*options, error) {
 		return nil, usage(fmt.Errorf("--mark %d: must be 1 to %#x", mark, uint32(1<<32-1)))
 	}
 	o.registerSize, o.mark = uint32(size), uint32(mark)
+	o.adopt = time.Duration(*c.Generic("adopt").(*adopt))
 	return o, nil
 }

@@ -26,7 +26,7 @@ func install(env *Env, k *kernel, o *options, before *rules.Installed) (*rules.I
 	if old != nil && old.Reaper.Running() && old.Reaper.PID != os.Getpid() {
 		return nil, busy(old.Reaper)
 	}
-	config := rules.Config{Policies: o.policies, RegisterSize: o.registerSize, Mark: o.mark, Adopting: true}
+	config := rules.Config{Policies: o.policies, RegisterSize: o.registerSize, Mark: o.mark, Adopting: true, Adopt: o.adopt}
 	if config.Defaults, err = loadConntrack(); err != nil {
 		return nil, err
 	}

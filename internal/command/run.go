@@ -83,7 +83,7 @@ func reapUntilReload(ctx context.Context, env *Env, k *kernel, in *rules.Install
 	}
 	for i := range in.Policies {
 		p := &in.Policies[i]
-		r.Log.Info("limiting", "policy", p.Name, "port", ctpolicy.FormatPorts(p.Ports), "limits", p.String())
+		r.Log.Info("limiting", "policy", p.Name, "port", ctpolicy.FormatPorts(p.Ports), "limits", p.String()+scopeText(p))
 	}
 	r.Log.Info("running", "pid", os.Getpid(), "adopted", adopted, "sweep", r.Interval())
 	stop := ctx

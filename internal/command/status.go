@@ -44,6 +44,10 @@ type status struct {
 	Reaper      reaperStatus   `json:"reaper"`
 	Policies    []policyStatus `json:"policies"`
 	Connections []connStatus   `json:"connections"`
+	// Adopt is the time for which forwarded connections that conntrack does not know are still picked up.
+	Adopt float64 `json:"adopt,omitempty"`
+	// Stray counts the packets of those that came later.
+	Stray rules.Counter `json:"stray"`
 }
 
 type reaperStatus struct {
@@ -54,12 +58,16 @@ type reaperStatus struct {
 }
 
 type policyStatus struct {
-	Name     string                   `json:"name"`
-	Ports    string                   `json:"ports"`
-	MaxAge   float64                  `json:"max_age,omitempty"`
-	Idle     float64                  `json:"idle,omitempty"`
-	Open     int                      `json:"open"`
-	Counters map[string]rules.Counter `json:"counters"`
+	Name      string                   `json:"name"`
+	Ports     string                   `json:"ports"`
+	MaxAge    float64                  `json:"max_age,omitempty"`
+	Idle      float64                  `json:"idle,omitempty"`
+	Direction string                   `json:"direction"`
+	From      string                   `json:"from,omitempty"`
+	To        string                   `json:"to,omitempty"`
+	Except    string                   `json:"except,omitempty"`
+	Open      int                      `json:"open"`
+	Counters  map[string]rules.Counter `json:"counters"`
 }
 
 type connStatus struct {
@@ -93,7 +101,7 @@ func readStatus(env *Env) (*status, error) {
 		return nil, err
 	}
 	judge.Timeline.Observe(env.Clock.Now())
-	s := &status{Connections: []connStatus{}}
+	s := &status{Connections: []connStatus{}, Adopt: in.Adopt.Seconds(), Stray: in.Stray}
 	s.Reaper = reaperStatus{Alive: in.Reaper.Running(), PID: in.Reaper.PID, Left: in.Reaper.Left.Seconds()}
 	open, err := s.readConnections(env.Clock, k, judge, ctpolicy.NewMatcher(in.Policies, k.local.has))
 	if err != nil {
@@ -102,7 +110,8 @@ func readStatus(env *Env) (*status, error) {
 	for i := range in.Policies {
 		p := &in.Policies[i]
 		s.Policies = append(s.Policies, policyStatus{
-			p.Name, ctpolicy.FormatPorts(p.Ports), p.MaxAge.Seconds(), p.Idle.Seconds(), open[p.Name], in.Counters[p.Name],
+			p.Name, ctpolicy.FormatPorts(p.Ports), p.MaxAge.Seconds(), p.Idle.Seconds(), p.Direction.String(),
+			p.From.String(), p.To.String(), p.Except.String(), open[p.Name], in.Counters[p.Name],
 		})
 	}
 	return s, nil
@@ -154,12 +163,18 @@ func (s *status) print(w io.Writer) error {
 	default:
 		fmt.Fprintln(w, "reaper: none; the kernel ends connections that send, idle ones wait for `curfew run` or `curfew reap`")
 	}
+	if s.Adopt > 0 {
+		fmt.Fprintf(w, "adoption: forwarded connections that conntrack does not know are picked up for another %s\n", secondsText(s.Adopt))
+	}
+	if s.Stray.Packets > 0 {
+		fmt.Fprintf(w, "strays: %d packets of connections that conntrack did not know were answered with a reset\n", s.Stray.Packets)
+	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "\nPOLICY\tPORTS\tMAX AGE\tIDLE\tOPEN\tRESET\tFALLBACK\tSTRAY\tREFUSED")
+	fmt.Fprintln(table, "\nPOLICY\tPORTS\tMAX AGE\tIDLE\tCOVERS\tOPEN\tRESET\tFALLBACK\tREFUSED")
 	for _, p := range s.Policies {
 		count := func(name string) uint64 { return p.Counters[name].Packets }
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\n", p.Name, p.Ports, limitText(p.MaxAge), limitText(p.Idle), p.Open,
-			count(rules.CountReset), count(rules.CountFallback), count(rules.CountStray), count(rules.CountRefused))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", p.Name, p.Ports, limitText(p.MaxAge), limitText(p.Idle),
+			p.covers(), p.Open, count(rules.CountReset), count(rules.CountFallback), count(rules.CountRefused))
 	}
 	if len(s.Connections) > 0 {
 		fmt.Fprintln(table, "\nCLIENT\tSERVER\tPOLICY\tAGE\tLEFT\tLIMIT\tSTATE\tPINNED")
@@ -169,6 +184,17 @@ func (s *status) print(w io.Writer) error {
 			secondsText(c.Age), secondsText(c.Left), c.Limit, c.State, yesNo(c.Pinned))
 	}
 	return table.Flush()
+}
+
+// covers is what a policy covers, beside ports.
+func (p *policyStatus) covers() string {
+	text := p.Direction
+	for _, s := range [][2]string{{"from", p.From}, {"to", p.To}, {"except", p.Except}} {
+		if s[1] != "" {
+			text += ", " + s[0] + " " + s[1]
+		}
+	}
+	return text
 }
 
 func limitText(seconds float64) string {

@@ -204,9 +204,9 @@ func mustShowText(t *testing.T, h *netnstest.Host, reaper *process, one *pair) {
 		t.Errorf("status starts with %q, want %q", lines[0], want)
 	}
 	for _, want := range [][]string{
-		{"POLICY", "PORTS", "MAX AGE", "IDLE", "OPEN", "RESET", "FALLBACK", "STRAY", "REFUSED"},
-		{"web", "8081,8090-8099", "6s", "-", "6", "0", "0", "0", "0"},
-		{"db", "8082", "1h", "20s", "6", "0", "0", "0", "0"},
+		{"POLICY", "PORTS", "MAX AGE", "IDLE", "COVERS", "OPEN", "RESET", "FALLBACK", "REFUSED"},
+		{"web", "8081,8090-8099", "6s", "-", "any", "6", "0", "0", "0", "0"},
+		{"db", "8082", "1h", "20s", "any", "6", "0", "0", "0", "0"},
 		{"CLIENT", "SERVER", "POLICY", "AGE", "LEFT", "LIMIT", "STATE", "PINNED"},
 	} {
 		// The columns' widths are free.
