@@ -87,7 +87,7 @@ func (c *chain) straysUnless(set string) {
 // loopback has been at output.
 func inputChain() chain {
 	c := baseChain("input", nftables.ChainHookInput)
-	c.add(overLoopback(expr.MetaKeyIIF, true), accept())
+	c.add(fromLoopback(), accept())
 	c.add(ctOriginal(), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
 	c.add(ctReply(), vmapOriginalPort(limitMap(ctpolicy.Outbound)))
 	c.straysUnless(setAlive) // a reaper finds the sockets of this host, whether conntrack knows them or not
@@ -98,8 +98,8 @@ func inputChain() chain {
 // object.
 func outputChain() chain {
 	c := baseChain("output", nftables.ChainHookOutput)
-	c.add(overLoopback(expr.MetaKeyOIF, true), ctOriginal(), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
-	c.add(overLoopback(expr.MetaKeyOIF, false), ctOriginal(), vmapOriginalPort(limitMap(ctpolicy.Outbound)))
+	c.add(ctOriginal(), toHere(false), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
+	c.add(ctOriginal(), toHere(true), vmapOriginalPort(limitMap(ctpolicy.Outbound)))
 	c.add(ctReply(), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
 	c.straysUnless(setAlive)
 	return c

@@ -71,14 +71,19 @@ func lookupProtocol(set string, invert bool) exprs {
 	}
 }
 
-// iif lo, or oif lo; or not
-func overLoopback(key expr.MetaKey, yes bool) exprs {
+// iif lo
+func fromLoopback() exprs {
 	const loopback = 1 // the kernel gives it this index in every namespace (dev_index_reserve in net/core/dev.c)
-	compare := notEqual
-	if yes {
-		compare = equal
+	return exprs{&expr.Meta{Key: expr.MetaKeyIIF, Register: reg}, equal(native32(loopback))}
+}
+
+// fib daddr type local; inverted: fib daddr type != local. At output `oif` would not do: it is the device from before NAT.
+func toHere(invert bool) exprs {
+	load := &expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}
+	if invert {
+		return exprs{load, notEqual(native32(unix.RTN_LOCAL))}
 	}
-	return exprs{&expr.Meta{Key: key, Register: reg}, compare(native32(loopback))}
+	return exprs{load, equal(native32(unix.RTN_LOCAL))}
 }
 
 // tcp flags value / bits

@@ -52,6 +52,7 @@ func Features() []Feature {
 			isTCP(), exprs{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})},
 		{"ct timeout objects", "CONFIG_NF_CONNTRACK_TIMEOUT, CONFIG_NFT_OBJREF", "5.2", ctTimeoutObject},
 		{"ct labels", "CONFIG_NF_CONNTRACK_LABELS", "5.2", hooked(nftables.ChainHookOutput, setCtLabel(ctpolicy.LabelTracked))},
+		{"local addresses in rules", "CONFIG_NFT_FIB_INET", "5.2", hooked(nftables.ChainHookOutput, toHere(false))},
 		{"sets that rules fill", "CONFIG_NF_TABLES", "5.2", dynamicSet},
 	}
 }
