@@ -22,7 +22,9 @@ import (
 )
 
 // format is the first note. It says that the table is ours, and what wrote it.
-const format = "curfew table, format 2"
+const format = formatPrefix + "2"
+
+const formatPrefix = "curfew table, format "
 
 // Installed is what the table holds.
 type Installed struct {
@@ -74,7 +76,8 @@ func (o object) of(policy string) bool {
 	return strings.Count(rest, "-") == 1
 }
 
-// Read reads the table: ErrNotInstalled when there is none, ErrForeign when it is not ours.
+// Read reads the table: ErrNotInstalled when there is none, ErrForeign when it is not ours, ErrFormat when it is not of this
+// version.
 func Read() (*Installed, error) {
 	library.Lock()
 	defer library.Unlock()
@@ -107,8 +110,11 @@ func readNotes(conn *nftables.Conn) ([]string, error) {
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("read table inet curfew: %w", err)
 	}
-	if len(notes) == 0 || notes[0] != format {
+	switch {
+	case len(notes) == 0 || !strings.HasPrefix(notes[0], formatPrefix):
 		return nil, ErrForeign
+	case notes[0] != format:
+		return nil, ErrFormat
 	}
 	return notes[1:], nil
 }

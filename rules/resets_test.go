@@ -80,7 +80,9 @@ func TestAddressesByDifference(t *testing.T) {
 		func(p *ctpolicy.Policy) { p.From, p.To = nil, prefixes(t, "::/0") },
 		func(p *ctpolicy.Policy) { p.Direction = ctpolicy.Inbound },
 		func(p *ctpolicy.Policy) { p.To, p.Except, p.Direction = nil, nil, ctpolicy.Any },
-		func(p *ctpolicy.Policy) { p.Except = prefixes(t, "255.255.255.255,ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff") },
+		func(p *ctpolicy.Policy) {
+			p.Except = prefixes(t, "255.255.255.255,ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+		},
 	} {
 		change(&c.Policies[2])
 		in(t, h, func() error { return rules.Apply(c) })

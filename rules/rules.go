@@ -27,6 +27,8 @@ var (
 	ErrNotInstalled = errors.New("curfew is not installed here")
 	// ErrForeign says that a table has our name and is not ours.
 	ErrForeign = errors.New("table inet curfew was not made by curfew")
+	// ErrFormat says that another version of curfew made the table.
+	ErrFormat = errors.New("table inet curfew was made by another version of curfew")
 )
 
 // A Config is what the table should be.

@@ -156,17 +156,24 @@ func TestNotInstalled(t *testing.T) {
 }
 
 func TestForeignTable(t *testing.T) {
-	const foreign = `table inet curfew { chain about { counter comment "mine"; }; set alive { type inet_proto; flags timeout; }; }`
+	mustLeaveAlone(t, "mine", rules.ErrForeign)
+}
+
+func TestOtherVersionsTable(t *testing.T) { mustLeaveAlone(t, "curfew table, format 1", rules.ErrFormat) }
+
+// mustLeaveAlone makes a table of our name with a note.
+func mustLeaveAlone(t *testing.T, note string, want error) {
+	t.Helper()
 	h := netnstest.NewHost(t, "host")
-	nft(t, h, foreign, "-f", "-")
+	nft(t, h, `table inet curfew { chain about { counter comment "`+note+`"; }; set alive { type inet_proto; flags timeout; }; }`, "-f", "-")
 	before := nft(t, h, "", "list", "ruleset")
 	for name, call := range map[string]func() error{
 		"Read":   func() error { _, err := rules.Read(); return err },
 		"Apply":  func() error { return rules.Apply(config(t)) },
 		"Remove": rules.Remove,
 	} {
-		if err := h.Do(call); !errors.Is(err, rules.ErrForeign) {
-			t.Errorf("%s: %v, want ErrForeign", name, err)
+		if err := h.Do(call); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", name, err, want)
 		}
 	}
 	if after := nft(t, h, "", "list", "ruleset"); after != before {

@@ -240,6 +240,7 @@ func TestExplain(t *testing.T) {
 		"rules":                  {rules.ErrPermission, "as root"},
 		"sockets can't be ended": {sockdiag.ErrUnsupported, "CONFIG_INET_DIAG_DESTROY"},
 		"a foreign table":        {rules.ErrForeign, "nft delete table inet curfew"},
+		"another version's":      {rules.ErrFormat, "that version's `curfew remove`"},
 		"no conntrack":           {fs.ErrNotExist, "CONFIG_NF_CONNTRACK "},
 		"unknown":                {errors.New("x"), ""},
 	} {

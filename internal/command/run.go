@@ -110,7 +110,7 @@ func stopBeat() error {
 	if err == nil && in.Reaper.PID == os.Getpid() {
 		err = rules.StopBeat()
 	}
-	if errors.Is(err, rules.ErrNotInstalled) || errors.Is(err, rules.ErrForeign) {
+	if errors.Is(err, rules.ErrNotInstalled) || errors.Is(err, rules.ErrForeign) || errors.Is(err, rules.ErrFormat) {
 		return nil
 	}
 	return err
