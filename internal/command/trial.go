@@ -22,8 +22,8 @@ type trial struct {
 	born, latest time.Time
 }
 
-func openTrial(host *netnstest.Host, server *netnstest.Server, address string, busy bool, when string) (*trial, error) {
-	client, err := host.Connect("tcp", fmt.Sprintf("%s:%d", address, server.Port()), netnstest.DialOptions{})
+func openTrial(s *stage, server *netnstest.Server, address string, busy bool, when string) (*trial, error) {
+	client, err := s.client.Connect("tcp", fmt.Sprintf("%s:%d", address, server.Port()), netnstest.DialOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +40,15 @@ func openTrial(host *netnstest.Host, server *netnstest.Server, address string, b
 		client.Busy(20 * time.Millisecond)
 		peer.Busy(20 * time.Millisecond)
 	}
-	return &trial{fmt.Sprintf("%s, %s, opened %s", family, pace, when), client, peer, client.Started, client.Opened}, nil
+	what := fmt.Sprintf("%s, %s, %s, opened %s", s.where, family, pace, when)
+	return &trial{what, client, peer, client.Started, client.Opened}, nil
+}
+
+// touch sends one byte, so that a gateway learns of the connection. Its clock starts now at the latest.
+func (t *trial) touch() {
+	if _, err := t.client.Write([]byte{'.'}); err == nil {
+		t.latest = time.Now()
+	}
 }
 
 const (
