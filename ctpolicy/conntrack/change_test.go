@@ -307,6 +307,9 @@ func TestMarkClosed(t *testing.T) {
 		}
 		b.must(b.MarkClosed(&e))
 		now := b.again(&e)
+		if now.OrigFlags&now.ReplyFlags&tcpCloseInit == 0 {
+			t.Errorf("%s: flags %#x and %#x", addr, now.OrigFlags, now.ReplyFlags)
+		}
 		if now.State != StateClose || now.Status&StatusFixedTimeout == 0 || now.Timeout > 100 || now.Timeout < 90 {
 			t.Errorf("%s: %+v", addr, now)
 		}
@@ -326,6 +329,11 @@ func TestDelete(t *testing.T) {
 		client, peer := b.connect(0)
 		e := b.entry(client, 0)
 		b.must(b.Pin(&e, 100))
+		other := e
+		other.ID++
+		if err := b.conn.Execute(deletion(&other)); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("%s: the kernel deletes an entry with another id: %v", addr, err)
+		}
 		for range 2 {
 			b.must(b.Delete(&e))
 			if _, err := b.Again(&e); !errors.Is(err, ErrGone) {

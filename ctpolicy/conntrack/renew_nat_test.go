@@ -130,7 +130,7 @@ func TestRenewKeepsNAT(t *testing.T) {
 				if now := g.again(&pinned); now.Timeout < 60 || now.Timeout > 70 {
 					t.Errorf("busy: %+v", now)
 				}
-				again := g.renew(&pinned, unpin(50)) // busy
+				again := g.renew(&pinned, func(e *Entry) { e.Status, e.Timeout = 0, 50 }) // the tuples tell of the NAT
 				g.talk(client, peer)
 				if now := g.again(&again); now.Timeout < fresh {
 					t.Errorf("packets don't refresh it: %+v", now)

@@ -106,15 +106,19 @@ func TestRenewedPinGivesWay(t *testing.T) {
 	}
 }
 
-// Conntrack believes a reset whose number it can't compare with anything: the flow has said nothing since Renew.
-func TestResetRightAfterRenew(t *testing.T) {
+// Conntrack believes a reset, right after Renew and when the flow has talked since.
+func TestResetAfterRenew(t *testing.T) {
 	for _, addr := range bothFamilies {
 		b := newBed(t, addr, "")
-		for range 8 { // with one wrong flag it believes those in one half of all numbers
+		for i := range 12 { // with one wrong flag it believes those in one half of all numbers
 			client, peer := b.connect(0)
 			e := b.entry(client, 0)
 			b.settle(&e)
 			made := b.renew(&e, unpin(100))
+			if i > 1 {
+				b.talk(client, peer)
+				b.settle(&made)
+			}
 			b.must(client.Reset())
 			b.must(peer.WaitEnd(5 * time.Second))
 			if now := b.again(&made); now.State != StateClose {
@@ -215,6 +219,26 @@ func TestRenewOfAnEndedFlow(t *testing.T) {
 	}
 }
 
+// As it is for a flow in a flowtable: only the state and the timeout are known.
+func TestRenewWithoutTCPInfo(t *testing.T) {
+	for _, addr := range bothFamilies {
+		b := newBed(t, addr, "")
+		client, peer := b.connect(0)
+		e := b.entry(client, 0)
+		b.settle(&e)
+		made := b.renew(&e, func(e *Entry) {
+			*e = Entry{Orig: e.Orig, Reply: e.Reply, Status: StatusOffload | statusOpen, State: StateEstablished, Timeout: 50}
+		})
+		if made.State != StateEstablished || made.Status&StatusOffload != 0 {
+			t.Errorf("%s: %+v", addr, made)
+		}
+		b.talk(client, peer)
+		if now := b.again(&made); now.Timeout < fresh || now.State != StateEstablished {
+			t.Errorf("%s: %+v", addr, now)
+		}
+	}
+}
+
 func TestRenewRefusesHelpers(t *testing.T) {
 	const rules = `
 table inet t {
@@ -239,7 +263,16 @@ table inet t {
 	}
 }
 
-// What a flow in a flowtable does not tell comes from the caller.
+func TestReverse(t *testing.T) {
+	there, back := addrs("10.0.0.1:1", "10.0.0.2:2"), addrs("10.0.0.3:3", "10.0.0.4:4")
+	e := Entry{Orig: there, Reply: back, Zone: 7, OrigFlags: 1, ReplyFlags: 2, OrigScale: 3, ReplyScale: 4, Mark: 5}
+	e.Reverse()
+	if want := (Entry{Orig: back, Reply: there, ReplyZone: 7, OrigFlags: 2, ReplyFlags: 1, OrigScale: 4, ReplyScale: 3, Mark: 5}); e != want {
+		t.Errorf("got %+v, want %+v", e, want)
+	}
+}
+
+// A flow in a flowtable comes without flags.
 func TestFlags(t *testing.T) {
 	for _, c := range []struct{ e, want Entry }{
 		{Entry{Status: StatusOffload}, Entry{OrigFlags: 0x08, ReplyFlags: 0x08}},
