@@ -33,20 +33,22 @@ type bed struct {
 func newBed(t *testing.T, addr, rules string) *bed {
 	t.Helper()
 	b := &bed{t: t, h: netnstest.NewHost(t, "a")}
-	b.nft(strictRules + rules)
-	if err := b.h.SetSysctl("net.netfilter.nf_conntrack_timestamp", "1"); err != nil {
-		t.Fatal(err)
-	}
 	b.server = b.h.Listen(t, "tcp", addr)
-	if err := b.h.Do(func() (err error) { b.Table, err = OpenTable(); return err }); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
+	b.start(strictRules + rules)
+	return b
+}
+
+// start installs the rules and opens the Table.
+func (b *bed) start(rules string) {
+	b.t.Helper()
+	b.nft(rules)
+	b.must(b.h.SetSysctl("net.netfilter.nf_conntrack_timestamp", "1"))
+	b.must(b.h.Do(func() (err error) { b.Table, err = OpenTable(); return err }))
+	b.t.Cleanup(func() {
 		if err := b.Close(); err != nil {
-			t.Error(err)
+			b.t.Error(err)
 		}
 	})
-	return b
 }
 
 func (b *bed) nft(rules string) {
@@ -85,7 +87,7 @@ func (b *bed) talk(client, peer *netnstest.Conn) {
 		if _, err := c.from.Write(data); err != nil {
 			b.t.Fatal(err)
 		}
-		b.eventually("data arrives", func() bool { return c.to.Received() == want })
+		b.eventually("data arrives", func() bool { return c.to.Received() >= want })
 	}
 }
 
@@ -186,15 +188,15 @@ func TestReusedTuple(t *testing.T) {
 		gone := func(when string) {
 			t.Helper()
 			_, err := b.Again(&first)
+			_, renewed := b.Renew(&first, func(*Entry) { t.Errorf("%s, %s: to be changed", addr, when) })
 			for what, err := range map[string]error{
-				"again": err, "pin": b.Pin(&first, 100), "mark closed": b.MarkClosed(&first), "mark waiting": b.MarkWaiting(&first),
+				"again": err, "pin": b.Pin(&first, 100), "mark closed": b.MarkClosed(&first), "renew": renewed,
 			} {
 				if !errors.Is(err, ErrGone) {
 					t.Errorf("%s, %s: %s: %v", addr, when, what, err)
 				}
 			}
 			b.must(b.Delete(&first))
-			b.must(b.Release(&first, 100))
 		}
 		gone("no entry")
 		if left := entries(t, openDumper(t, b.h), Filter{}); len(left) != 0 {
@@ -305,6 +307,9 @@ func TestMarkClosed(t *testing.T) {
 		}
 		b.must(b.MarkClosed(&e))
 		now := b.again(&e)
+		if now.OrigFlags&now.ReplyFlags&tcpCloseInit == 0 {
+			t.Errorf("%s: flags %#x and %#x", addr, now.OrigFlags, now.ReplyFlags)
+		}
 		if now.State != StateClose || now.Status&StatusFixedTimeout == 0 || now.Timeout > 100 || now.Timeout < 90 {
 			t.Errorf("%s: %+v", addr, now)
 		}
@@ -318,50 +323,17 @@ func TestMarkClosed(t *testing.T) {
 	}
 }
 
-// One end has been reset, and conntrack goes on with the other as if nothing had happened, window scales included.
-func TestMarkWaiting(t *testing.T) {
-	for _, addr := range bothFamilies {
-		b := newBed(t, addr, "")
-		client, peer := b.connect(0)
-		e := b.entry(client, 0)
-		b.must(b.Pin(&e, 100))
-		origScale, replyScale := b.windowScales(e.Orig)
-		if origScale == 0 || replyScale == 0 {
-			t.Fatalf("%s: no window scaling", addr)
-		}
-		pinned := b.again(&e)
-		b.must(b.MarkClosed(&e))
-		b.must(b.MarkWaiting(&e))
-		now := b.again(&e)
-		if now.State != StateTimeWait || now.Status != pinned.Status || now.Timeout > 100 {
-			t.Errorf("%s: was %+v, is %+v", addr, pinned, now)
-		}
-		if o, r := b.windowScales(e.Orig); o != origScale || r != replyScale {
-			t.Errorf("%s: window scales %d and %d, were %d and %d", addr, o, r, origScale, replyScale)
-		}
-		b.talk(client, peer)
-		b.settle(&e) // a reset ahead of the last acknowledgement would leave the entry open (nf_conntrack_tcp_packet)
-		b.must(client.Reset())
-		b.must(peer.WaitEnd(5 * time.Second))
-		if now := b.again(&e); now.State != StateClose {
-			t.Errorf("%s: %s after a reset", addr, StateName(now.State))
-		}
-	}
-}
-
-func (b *bed) windowScales(tuple Tuple) (orig, reply uint8) {
-	b.t.Helper()
-	flow, err := b.get(tuple, 0)
-	b.must(err)
-	return flow.ProtoInfo.TCP.OriginalWindowScale, flow.ProtoInfo.TCP.ReplyWindowScale
-}
-
 func TestDelete(t *testing.T) {
 	for _, addr := range bothFamilies {
 		b := newBed(t, addr, "")
 		client, peer := b.connect(0)
 		e := b.entry(client, 0)
 		b.must(b.Pin(&e, 100))
+		other := e
+		other.ID++
+		if err := b.conn.Execute(deletion(&other)); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("%s: the kernel deletes an entry with another id: %v", addr, err)
+		}
 		for range 2 {
 			b.must(b.Delete(&e))
 			if _, err := b.Again(&e); !errors.Is(err, ErrGone) {
@@ -371,45 +343,6 @@ func TestDelete(t *testing.T) {
 		// Conntrack picks the connection up as one in mid-flow.
 		b.talk(client, peer)
 	}
-}
-
-func TestRelease(t *testing.T) {
-	const rules = `table inet t { chain out { type filter hook output priority mangle; ct mark set 0xc0ffee; }; }`
-	for _, addr := range bothFamilies {
-		b := newBed(t, addr, rules)
-		client, peer := b.connect(0)
-		e := b.entry(client, 0)
-		b.must(b.Pin(&e, 100))
-		b.settle(&e)
-		b.must(b.Release(&e, 50))
-		now := b.entry(client, 0)
-		if now.Orig != e.Orig || now.Status&StatusFixedTimeout != 0 || now.Status&StatusAssured == 0 {
-			t.Errorf("%s: %+v", addr, now)
-		}
-		if now.State != e.State || now.Mark != e.Mark || now.Timeout > 50 || now.Timeout < 48 {
-			t.Errorf("%s: was %+v, is %+v", addr, e, now)
-		}
-		b.talk(client, peer)
-		if now := b.again(&now); now.Timeout < fresh || now.State != StateEstablished {
-			t.Errorf("%s: packets don't refresh it: %+v", addr, now)
-		}
-	}
-}
-
-// An entry that is made anew would lose its translation, so it stays.
-func TestReleaseRefusesNAT(t *testing.T) {
-	const rules = `table ip nat { chain out { type nat hook output priority -100; tcp dport 84 redirect to :81; }; }`
-	b := newBed(t, "127.0.0.1:81", rules)
-	client := dial(t, b.h, "127.0.0.1:84")
-	e := b.entry(client, 0)
-	b.must(b.Pin(&e, 100))
-	if err := b.Release(&e, 50); !errors.Is(err, ErrNAT) {
-		t.Errorf("got %v", err)
-	}
-	if now := b.again(&e); now.Reply.Src.Port() != 81 || now.Status&StatusFixedTimeout == 0 {
-		t.Errorf("%+v", now)
-	}
-	b.talk(client, b.server.Next(t))
 }
 
 func TestClearLabels(t *testing.T) {
@@ -454,62 +387,6 @@ func TestClearLabels(t *testing.T) {
 	}
 }
 
-// Every call carries the zone: the same tuple without it is nobody's.
-func TestZones(t *testing.T) {
-	const rules = `
-table inet t {
-	chain zones {
-		type filter hook output priority raw
-		tcp dport 82 ct zone set 7
-		tcp sport 82 ct zone set 7
-		tcp dport 83 ct original zone set 8
-	}
-	chain labels {
-		type filter hook output priority mangle
-		ct label set 127
-	}
-}`
-	for addr, zone := range map[string]uint16{"127.0.0.1:82": 7, "[::1]:82": 7, "127.0.0.1:83": 8} {
-		b := newBed(t, addr, rules)
-		client, peer := b.connect(0)
-		e := b.entry(client, zone)
-		if dumped := entries(t, openDumper(t, b.h), Filter{})[e.Orig]; e.Zone != zone || !e.Same(&dumped) {
-			t.Fatalf("%s: got %+v, dumped %+v", addr, e, dumped)
-		}
-		if _, err := b.Get(e.Orig, 0); !errors.Is(err, ErrGone) {
-			t.Errorf("%s: without its zone: %v", addr, err)
-		}
-		b.must(b.Pin(&e, 100))
-		b.must(b.MarkClosed(&e))
-		b.must(b.MarkWaiting(&e))
-		b.must(b.ClearLabels(&e, 127))
-		now := b.again(&e)
-		if now.Status&StatusFixedTimeout == 0 || now.State != StateTimeWait || now.HasLabel(127) {
-			t.Errorf("%s: %+v", addr, now)
-		}
-		b.talk(client, peer)
-		b.settle(&e)
-		b.must(b.Delete(&e))
-		if _, err := b.Get(e.Orig, zone); !errors.Is(err, ErrGone) {
-			t.Errorf("%s: after delete: %v", addr, err)
-		}
-	}
-}
-
-func TestReleaseKeepsTheZone(t *testing.T) {
-	const rules = `table inet t { chain zones { type filter hook output priority raw; ct zone set 7; }; }`
-	b := newBed(t, "127.0.0.1:82", rules)
-	client, peer := b.connect(0)
-	e := b.entry(client, 7)
-	b.must(b.Pin(&e, 100))
-	b.must(b.Release(&e, 50))
-	now := b.entry(client, 7)
-	b.talk(client, peer)
-	if now := b.again(&now); now.Status&StatusFixedTimeout != 0 || len(entries(t, openDumper(t, b.h), Filter{})) != 1 {
-		t.Errorf("%+v", now)
-	}
-}
-
 // A SYN may replace a closed entry just before its state is set. Here it has happened already.
 func TestStateOfAnotherFlow(t *testing.T) {
 	for _, addr := range bothFamilies {
@@ -519,7 +396,7 @@ func TestStateOfAnotherFlow(t *testing.T) {
 		b.must(b.MarkClosed(&e))
 		before := e
 		before.ID++
-		if err := b.h.Do(func() error { return b.undo(&before, StateClose) }); !errors.Is(err, ErrGone) {
+		if err := b.h.Do(func() error { return b.undoClosed(&before) }); !errors.Is(err, ErrGone) {
 			t.Errorf("%s: %v, want ErrGone", addr, err)
 		}
 		if now := b.again(&e); now.State != StateEstablished {

@@ -30,15 +30,19 @@ type Entry struct {
 	Reply Tuple // as the answer comes in: NAT makes it more than the reverse of Orig
 
 	ID     uint32 // differs between two flows with the same tuples, as a rule
-	Zone   uint16 // of the original direction
 	Status uint32 // StatusExpected and the like
 
-	// Timeout is in whole seconds until the entry expires. It and State, OrigFlags and ReplyFlags are zero while
+	// Zone is that of the original direction, ReplyZone that of the reply direction. The kernel has one zone for
+	// a flow, which holds for both directions or for one: the other is in zone 0 then (struct nf_conntrack_zone).
+	Zone, ReplyZone uint16
+
+	// Timeout is in whole seconds until the entry expires. It and State, the flags and the scales are zero while
 	// the flow is offloaded to a flowtable: the kernel doesn't send them then.
 	Timeout uint32
 	State   uint8 // StateNone and the like; see StateName
 
 	OrigFlags, ReplyFlags uint8 // window tracking: IP_CT_TCP_FLAG_*
+	OrigScale, ReplyScale uint8 // window scaling, of value only where both flags have 0x01
 
 	Start int64 // birth, in ns since the epoch; 0 when nf_conntrack_timestamp was off at that time
 	Label Label
@@ -73,3 +77,13 @@ const FlagLiberal uint8 = 0x08
 
 // HasLabel tells whether connection label bit is set, from 0 to 127.
 func (e *Entry) HasLabel(bit int) bool { return e.Label.Has(bit) }
+
+// Reverse turns the entry round: the original direction becomes the reply direction.
+func (e *Entry) Reverse() {
+	e.Orig, e.Reply = e.Reply, e.Orig
+	e.Zone, e.ReplyZone = e.ReplyZone, e.Zone
+	e.OrigFlags, e.ReplyFlags = e.ReplyFlags, e.OrigFlags
+	e.OrigScale, e.ReplyScale = e.ReplyScale, e.OrigScale
+}
+
+func (t Tuple) reverse() Tuple { return Tuple{Src: t.Dst, Dst: t.Src} }

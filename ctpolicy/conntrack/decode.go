@@ -10,8 +10,9 @@ import (
 
 // Message types of ctnetlink.
 const (
-	newEntry = unix.NFNL_SUBSYS_CTNETLINK << 8 // IPCTNL_MSG_CT_NEW
-	getEntry = newEntry | 1                    // IPCTNL_MSG_CT_GET
+	newEntry    = unix.NFNL_SUBSYS_CTNETLINK << 8 // IPCTNL_MSG_CT_NEW
+	getEntry    = newEntry | 1                    // IPCTNL_MSG_CT_GET
+	deleteEntry = newEntry | 2                    // IPCTNL_MSG_CT_DELETE
 )
 
 // Attributes, from include/uapi/linux/netfilter/nfnetlink_conntrack.h. Each group has its own numbers.
@@ -20,12 +21,15 @@ const (
 	ctaTupleReply = 2
 	ctaStatus     = 3
 	ctaProtoInfo  = 4
+	ctaNATSrc     = 6
 	ctaTimeout    = 7
 	ctaMark       = 8
 	ctaID         = 12
+	ctaNATDst     = 13
 	ctaZone       = 18
 	ctaTimestamp  = 20
 	ctaLabels     = 22
+	ctaLabelsMask = 23
 	ctaStatusMask = 26
 
 	ctaTupleIP    = 1
@@ -43,10 +47,20 @@ const (
 
 	ctaProtoInfoTCP  = 1
 	ctaTCPState      = 1
+	ctaTCPScaleOrig  = 2
+	ctaTCPScaleReply = 3
 	ctaTCPFlagsOrig  = 4
 	ctaTCPFlagsReply = 5
 
 	ctaTimestampStart = 1
+
+	ctaNATv4Min   = 1
+	ctaNATv4Max   = 2
+	ctaNATProto   = 3
+	ctaNATv6Min   = 4
+	ctaNATv6Max   = 5
+	ctaNATPortMin = 1
+	ctaNATPortMax = 2
 )
 
 const nfgenmsgSize = 4 // family, version, resource id
@@ -84,8 +98,7 @@ func decode(payload []byte, e *Entry) (bool, error) {
 func decodeAttr(a *nl.Attrs, e *Entry) error {
 	switch a.Type() {
 	case ctaTupleReply:
-		var zone uint16
-		_, err := decodeTuple(a.Value(), &e.Reply, &zone)
+		_, err := decodeTuple(a.Value(), &e.Reply, &e.ReplyZone)
 		return err
 	case ctaStatus:
 		e.Status = a.Uint32()
@@ -99,6 +112,7 @@ func decodeAttr(a *nl.Attrs, e *Entry) error {
 		e.ID = a.Uint32()
 	case ctaZone:
 		e.Zone = a.Uint16()
+		e.ReplyZone = e.Zone
 	case ctaTimestamp:
 		return decodeTimestamp(a.Value(), e)
 	case ctaLabels:
@@ -183,6 +197,10 @@ func decodeTCP(b []byte, e *Entry) error {
 		switch a.Type() {
 		case ctaTCPState:
 			e.State = a.Uint8()
+		case ctaTCPScaleOrig:
+			e.OrigScale = a.Uint8()
+		case ctaTCPScaleReply:
+			e.ReplyScale = a.Uint8()
 		case ctaTCPFlagsOrig:
 			e.OrigFlags = a.Take(2)[0]
 		case ctaTCPFlagsReply:

@@ -53,7 +53,7 @@ func full() []byte {
 		attr(ctaTimeout, be32(431999)),
 		attr(ctaTimestamp, attr(ctaTimestampStart, be64(1_700_000_000_123_456_789))),
 		attr(ctaProtoInfo, attr(ctaProtoInfoTCP,
-			attr(ctaTCPState, []byte{3}), attr(2, []byte{7}), attr(3, []byte{7}),
+			attr(ctaTCPState, []byte{3}), attr(ctaTCPScaleOrig, []byte{7}), attr(ctaTCPScaleReply, []byte{9}),
 			attr(ctaTCPFlagsOrig, []byte{0x23, 0}), attr(ctaTCPFlagsReply, []byte{0x03, 0}))),
 		attr(999, []byte("something new")),
 		attr(ctaLabels, slices.Repeat([]byte{0xa5}, 16)),
@@ -83,8 +83,8 @@ func TestDecode(t *testing.T) {
 	want := Entry{
 		Orig:  addrs("10.0.0.1:40000", "10.0.0.2:389"),
 		Reply: addrs("10.1.0.3:1389", "10.1.0.1:50000"),
-		ID:    0xdeadbeef, Zone: 7, Status: 0x58e, Timeout: 431999, State: StateEstablished,
-		OrigFlags: 0x23, ReplyFlags: 0x03, Start: 1_700_000_000_123_456_789,
+		ID:    0xdeadbeef, Zone: 7, ReplyZone: 7, Status: 0x58e, Timeout: 431999, State: StateEstablished,
+		OrigFlags: 0x23, ReplyFlags: 0x03, OrigScale: 7, ReplyScale: 9, Start: 1_700_000_000_123_456_789,
 		Label: Label(slices.Repeat([]byte{0xa5}, 16)), Mark: 0xc0ffee,
 	}
 	var e Entry
@@ -105,14 +105,19 @@ func TestDecodeSkipsOtherProtocols(t *testing.T) {
 }
 
 func TestDecodeZoneOfOneDirection(t *testing.T) {
-	b := slices.Concat(
-		header,
-		attr(ctaTupleOrig, tuple(ctaTupleOrig, unix.IPPROTO_TCP, "10.0.0.1:1", "10.0.0.2:2")[4:], attr(ctaTupleZone, be16(9))),
-		attr(ctaTupleReply, tuple(ctaTupleReply, unix.IPPROTO_TCP, "10.0.0.2:2", "10.0.0.1:1")[4:], attr(ctaTupleZone, be16(8))),
-	)
-	var e Entry
-	if ok, err := decode(b, &e); !ok || err != nil || e.Zone != 9 {
-		t.Fatalf("got zone %d, %v, %v", e.Zone, ok, err)
+	inOrig := attr(ctaTupleOrig, tuple(ctaTupleOrig, unix.IPPROTO_TCP, "10.0.0.1:1", "10.0.0.2:2")[4:], attr(ctaTupleZone, be16(9)))
+	inReply := attr(ctaTupleReply, tuple(ctaTupleReply, unix.IPPROTO_TCP, "10.0.0.2:2", "10.0.0.1:1")[4:], attr(ctaTupleZone, be16(8)))
+	orig := tuple(ctaTupleOrig, unix.IPPROTO_TCP, "10.0.0.1:1", "10.0.0.2:2")
+	reply := tuple(ctaTupleReply, unix.IPPROTO_TCP, "10.0.0.2:2", "10.0.0.1:1")
+	for _, c := range []struct {
+		orig, reply         []byte
+		wantOrig, wantReply uint16
+	}{{inOrig, reply, 9, 0}, {orig, inReply, 0, 8}, {orig, reply, 0, 0}} {
+		var e Entry
+		ok, err := decode(slices.Concat(header, c.orig, c.reply), &e)
+		if !ok || err != nil || e.Zone != c.wantOrig || e.ReplyZone != c.wantReply {
+			t.Fatalf("got zones %d and %d, %v, %v; want %d and %d", e.Zone, e.ReplyZone, ok, err, c.wantOrig, c.wantReply)
+		}
 	}
 }
 
@@ -138,6 +143,8 @@ func TestDecodeRefusesNonsense(t *testing.T) {
 		"nested too long":  slices.Concat(good, attr(ctaProtoInfo, []byte{9, 0, 9, 0})),
 		"short start":      slices.Concat(good, attr(ctaTimestamp, attr(ctaTimestampStart, be32(1)))),
 		"rest of 3 bytes":  append(slices.Clone(good), 1, 2, 3),
+		"short scale":      slices.Concat(good, attr(ctaProtoInfo, attr(ctaProtoInfoTCP, attr(ctaTCPScaleReply, nil)))),
+		"short reply zone": slices.Concat(header, orig, attr(ctaTupleReply, attr(ctaTupleZone, []byte{1}))),
 		"short tuple zone": slices.Concat(header, attr(ctaTupleOrig, attr(ctaTupleZone, []byte{1})), reply),
 	} {
 		if ok, err := decode(b, new(Entry)); ok || !errors.Is(err, ErrMalformed) {
@@ -166,7 +173,7 @@ func FuzzDecode(f *testing.F) {
 		if !ok || err != nil {
 			return
 		}
-		second := Entry{Mark: 1, Start: 1, Zone: 1}
+		second := Entry{Mark: 1, Start: 1, Zone: 1, ReplyZone: 1, OrigScale: 1}
 		if ok, err := decode(b, &second); !ok || err != nil || first != second {
 			t.Fatalf("decoded again: %+v, %v, %v; was %+v", second, ok, err, first)
 		}

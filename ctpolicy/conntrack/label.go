@@ -17,6 +17,9 @@ func (l Label) Has(bit int) bool {
 	return l[labelByte(bit)]&(1<<(bit%8)) != 0
 }
 
+// Set sets a bit, from 0 to 127.
+func (l *Label) Set(bit int) { l[labelByte(bit)] |= 1 << (bit % 8) }
+
 // labelByte is the index of the byte that holds bit on this machine. It takes the kernel's unsigned long to be as wide
 // as our uint.
 func labelByte(bit int) int { return byteInBitmap(bit, bits.UintSize/8, bigEndian()) }

@@ -100,3 +100,13 @@ func AppendUint32(b []byte, typ uint16, value uint32) []byte {
 	b = binary.NativeEndian.AppendUint16(b, typ)
 	return binary.BigEndian.AppendUint32(b, value)
 }
+
+// AppendNested appends an attribute whose value is the attributes that fill appends, at most 65531 bytes of them.
+func AppendNested(b []byte, typ uint16, fill func([]byte) []byte) []byte {
+	start := len(b)
+	b = binary.NativeEndian.AppendUint16(b, 0)
+	b = binary.NativeEndian.AppendUint16(b, typ|unix.NLA_F_NESTED)
+	b = fill(b)
+	binary.NativeEndian.PutUint16(b[start:], uint16(len(b)-start))
+	return b
+}

@@ -93,3 +93,24 @@ func FuzzAttrs(f *testing.F) {
 		}
 	})
 }
+
+func TestAppendNested(t *testing.T) {
+	b := AppendNested([]byte("head"), 7, func(b []byte) []byte {
+		b = AppendUint32(b, 1, 2)
+		return AppendNested(b, 3, func(b []byte) []byte { return b })
+	})
+	outer := ParseAttrs(AppendUint32(b, 9, 9)[4:])
+	if !outer.Next() || outer.Type() != 7 || len(outer.Value()) != 12 {
+		t.Fatalf("outer: type %d, %q", outer.Type(), outer.Value())
+	}
+	inner := ParseAttrs(outer.Value())
+	if !inner.Next() || inner.Type() != 1 || inner.Uint32() != 2 {
+		t.Errorf("first: type %d, %q", inner.Type(), inner.Value())
+	}
+	if !inner.Next() || inner.Type() != 3 || len(inner.Value()) != 0 || inner.Next() || inner.Err() != nil {
+		t.Errorf("second: type %d, %q, %v", inner.Type(), inner.Value(), inner.Err())
+	}
+	if !outer.Next() || outer.Type() != 9 || outer.Next() || outer.Err() != nil {
+		t.Errorf("after it: type %d, %v", outer.Type(), outer.Err())
+	}
+}

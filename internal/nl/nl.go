@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -107,6 +108,31 @@ func (c *Conn) Execute(req []byte) error {
 	if err := c.send(req, unix.NLM_F_ACK); err != nil {
 		return err
 	}
+	return c.acknowledged()
+}
+
+// ExecuteBoth is Execute for two requests in one write: the kernel handles the second right after the first, without
+// going back to us in between, and also when it has refused the first (netlink_rcv_skb).
+func (c *Conn) ExecuteBoth(first, second []byte) (err1, err2 error) {
+	seq := c.seq + 1
+	if err := finishHeader(first, unix.NLM_F_ACK|unix.NLM_F_REQUEST, seq, c.port); err != nil {
+		return err, err
+	}
+	if err := finishHeader(second, unix.NLM_F_ACK|unix.NLM_F_REQUEST, seq+1, c.port); err != nil {
+		return err, err
+	}
+	c.seq, c.rest = seq, nil
+	if err := c.write(slices.Concat(first, second)); err != nil {
+		c.seq++
+		return err, err
+	}
+	err1 = c.acknowledged()
+	c.seq++
+	return err1, c.acknowledged()
+}
+
+// acknowledged waits for the acknowledgement of the request in hand.
+func (c *Conn) acknowledged() error {
 	for {
 		m, err := c.next()
 		if err != nil {
@@ -125,7 +151,11 @@ func (c *Conn) send(req []byte, flags uint16) error {
 	if err := finishHeader(req, flags|unix.NLM_F_REQUEST, c.seq, c.port); err != nil {
 		return err
 	}
-	if _, err := unix.Write(c.fd, req); err != nil {
+	return c.write(req)
+}
+
+func (c *Conn) write(b []byte) error {
+	if _, err := unix.Write(c.fd, b); err != nil {
 		return fmt.Errorf("send netlink request: %w", err)
 	}
 	return nil

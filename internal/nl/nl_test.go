@@ -243,3 +243,38 @@ func TestSendRefusesHalfAHeader(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestExecuteBoth(t *testing.T) {
+	result := func(seq uint32, e unix.Errno) []byte { return msg(unix.NLMSG_ERROR, 0, seq, errno(e)...) }
+	for name, want := range map[string][2]unix.Errno{
+		"both done": {}, "first refused": {unix.ENOENT, 0}, "second refused": {0, unix.EEXIST}, "none done": {unix.ENOENT, unix.EEXIST},
+	} {
+		c, k := fake(t)
+		k.sends(result(0, unix.EPERM), result(1, want[0]))
+		k.sends(result(2, want[1]))
+		k.sends(result(3, unix.EBUSY))
+		first, second := c.ExecuteBoth(request(), append(request(), 1, 2, 3, 4))
+		for i, err := range []error{first, second} {
+			if !errors.Is(err, want[i]) && (err != nil || want[i] != 0) {
+				t.Errorf("%s: answer %d is %v", name, i, err)
+			}
+		}
+		if err := c.Execute(request()); !errors.Is(err, unix.EBUSY) {
+			t.Errorf("%s: the next one: %v", name, err)
+		}
+		sent := make([]byte, 100)
+		n, err := unix.Read(k.fd, sent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		one, rest, err1 := split(sent[:n])
+		two, rest, err2 := split(rest)
+		if err1 != nil || err2 != nil || len(rest) != 0 || one.seq != 1 || two.seq != 2 || len(two.payload) != 4 {
+			t.Errorf("%s: sent %+v, %+v and %d bytes", name, one, two, len(rest))
+		}
+	}
+	c, _ := fake(t)
+	if err1, err2 := c.ExecuteBoth(request(), make([]byte, 15)); !errors.Is(err1, ErrMalformed) || !errors.Is(err2, ErrMalformed) {
+		t.Error(err1, err2)
+	}
+}
