@@ -56,7 +56,6 @@ func hasRule(conn *nftables.Conn, c *nftables.Chain, wanted ruleTest) (bool, err
 		return false, err
 	}
 	for _, r := range rules {
-		r.Table = c.Table
 		if is, err := wanted(conn, r); is || err != nil {
 			return is, err
 		}
