@@ -1,8 +1,6 @@
 package rules
 
 import (
-	"fmt"
-
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
@@ -11,33 +9,9 @@ import (
 
 // LabelUsers names the chains of other tables whose rules use one of our ct label bits, as "inet filter input".
 func LabelUsers() ([]string, error) {
-	library.Lock()
-	defer library.Unlock()
-	conn, err := dial()
-	if err != nil {
-		return nil, err
-	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return nil, fmt.Errorf("list the chains of other tables: %w", err)
-	}
-	var users []string
-	for _, c := range chains {
-		if c.Table.Family == nftables.TableFamilyINet && c.Table.Name == TableName {
-			continue
-		}
-		rules, err := conn.GetRules(c.Table, c)
-		if err != nil {
-			return nil, fmt.Errorf("list chain %s %s: %w", c.Table.Name, c.Name, err)
-		}
-		for _, r := range rules {
-			if usesOurLabels(r.Exprs) {
-				users = append(users, fmt.Sprintf("%s %s", c.Table.Name, c.Name))
-				break
-			}
-		}
-	}
-	return users, nil
+	return foreignChains(func(_ *nftables.Conn, r *nftables.Rule) (bool, error) {
+		return usesOurLabels(r.Exprs), nil
+	})
 }
 
 // usesOurLabels tells that a rule has to do with labels, and holds a constant with one of our bits.

@@ -355,7 +355,7 @@ table inet mine { chain sets { ct label set 127; }; chain asks { ct label 126 ac
 table ip none { chain c { counter; }; }`, "-f", "-")
 	var users []string
 	in(t, h, func() (err error) { users, err = rules.LabelUsers(); return err })
-	if want := []string{"mine sets", "mine asks"}; !reflect.DeepEqual(users, want) {
+	if want := []string{"inet mine sets", "inet mine asks"}; !reflect.DeepEqual(users, want) {
 		t.Errorf("users %q, want %q", users, want)
 	}
 }

@@ -33,6 +33,9 @@ func install(env *Env, k *kernel, o *options, before *rules.Installed) (*rules.I
 	if err := warnLabels(env); err != nil {
 		return nil, explain(err)
 	}
+	if err := warnMark(env, o.mark); err != nil {
+		return nil, explain(err)
+	}
 	if old == nil {
 		if err := clearLabels(k, allLabels); err != nil {
 			return nil, explain(err)
