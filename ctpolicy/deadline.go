@@ -59,6 +59,13 @@ func MidFlow(e *conntrack.Entry) bool {
 	return false
 }
 
+// PickedUp tells that conntrack has seen a flow in both directions but not its handshake, and may forget it early: a third
+// packet would assure it.
+func PickedUp(e *conntrack.Entry) bool {
+	const seen = conntrack.StatusSeenReply
+	return MidFlow(e) && e.Status&(seen|conntrack.StatusAssured) == seen
+}
+
 // Pinned tells whether the entry's timeout is fixed.
 func Pinned(e *conntrack.Entry) bool { return e.Status&conntrack.StatusFixedTimeout != 0 }
 

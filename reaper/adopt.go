@@ -51,13 +51,17 @@ func (r *Reaper) adoptUnless(info bool, condition func(*sockdiag.Socket, conntra
 func (r *Reaper) lookAround(fn func(*conntrack.Entry)) error {
 	r.observeClock()
 	r.seen.reset()
-	return r.Flows.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
-		if r.Policies.Flow(e) != nil {
+	err := r.Flows.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
+		covered := r.Policies.Flow(e) != nil
+		r.notice(e, covered)
+		if covered {
 			r.seen.add(e.Orig)
 			fn(e)
 		}
 		return nil
 	})
+	r.mend()
+	return err
 }
 
 // adopt makes one entry. Packets of the connection may make one too at any time.

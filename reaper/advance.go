@@ -17,10 +17,6 @@ const (
 
 // advance does the next step of an item that has been popped, after a fresh look at its entry.
 func (r *Reaper) advance(it *item) {
-	if it.step == stepRest {
-		r.schedule.drop(it)
-		return
-	}
 	r.observeClock() // the flow may have been born after a step that the sweep has not seen
 	if it.cookie != 0 {
 		r.advanceOrphan(it)
@@ -58,7 +54,7 @@ func (r *Reaper) advance(it *item) {
 		r.strike(it)
 	case d.At > now.Add(it.policy.Lead()):
 		r.schedule.drop(it) // it talked; a later sweep will find it again
-	case it.step == stepPin && d.Cause == ctpolicy.CauseMaxAge:
+	case it.step == stepPin && d.Cause == ctpolicy.CauseMaxAge && !ctpolicy.Offloaded(&e):
 		r.pin(it)
 	case d.Cause == ctpolicy.CauseIdle:
 		r.watch(it, d, now)
@@ -88,7 +84,7 @@ func (r *Reaper) watch(it *item, d ctpolicy.Deadline, now ctpolicy.Instant) {
 
 // force is for the items of PinAll and EndAll.
 func (r *Reaper) force(it *item) {
-	if it.step == stepPin && r.now() < it.deadline.At {
+	if it.step == stepPin && r.now() < it.deadline.At && !ctpolicy.Offloaded(&it.entry) {
 		r.pin(it)
 		return
 	}
@@ -125,18 +121,25 @@ func (r *Reaper) judge(p *ctpolicy.Policy, e *conntrack.Entry, now ctpolicy.Inst
 
 // unreadable handles an item whose entry can't be read: mostly because the flow has ended by itself.
 func (r *Reaper) unreadable(it *item, err error) {
-	if gone(err) && it.tries > 0 && (it.step == stepStrike || it.step == stepWatch) {
-		r.survived(it, "its entry expired before it could be ended")
-		return
-	}
 	if gone(err) {
 		r.schedule.drop(it)
-		if it.step == stepChallenge || it.step == stepConfirm {
-			r.report(it, MethodGone, "") // its client has used its port again
-		}
+		r.vanished(it)
 		return
 	}
 	r.tryAgain(it, it.step, err)
+}
+
+// vanished reports a flow whose entry has gone while it was being ended.
+func (r *Reaper) vanished(it *item) {
+	switch {
+	case it.survived:
+	case it.step == stepChallenge || it.step == stepConfirm:
+		it.settle(MethodGone, "") // its client has used its port again
+		r.report(it)
+	case it.tries > 0 && it.step != stepPin:
+		it.settle(MethodNone, "its entry expired before it could be ended")
+		r.report(it)
+	}
 }
 
 // tryAgain repeats a step some times, and then reports a survivor.
@@ -145,5 +148,6 @@ func (r *Reaper) tryAgain(it *item, s step, err error) {
 		r.schedule.later(it, s, r.now().Add(repeatAfter))
 		return
 	}
-	r.survived(it, err.Error())
+	it.settle(MethodNone, err.Error())
+	r.survived(it)
 }

@@ -1,9 +1,11 @@
 package reaper
 
 import (
+	"errors"
 	"time"
 
-	"curfew/ctpolicy/conntrack"
+	"golang.org/x/sys/unix"
+
 	"curfew/reaper/challenge"
 )
 
@@ -12,33 +14,34 @@ const (
 	ruleDelay = 20 * time.Millisecond
 	// confirmAfter is when to look first whether a challenge was answered.
 	confirmAfter = 25 * time.Millisecond
+	// closedSlack is how long before its deadline, which is known to the second only, a flow can have been reset. An
+	// earlier flow on the same tuple was reset longer ago: the shortest limit is a second.
+	closedSlack = 900 * time.Millisecond
 )
 
-// challenge tells the remote ends of a flow that has no socket here (any more): the rule may have reset this host's
-// socket, which tells the other side nothing. The answer to a challenge meets the rule, and the kernel sets the entry
-// to CLOSE when the rule resets it (nf_ct_set_closing; seen on Linux 6.18).
+// challenge makes each end that nobody has told yet show its numbers: the answer meets the rule, which resets it.
 func (r *Reaper) challenge(it *item) {
-	remote := r.remoteEnds(&it.entry)
-	if len(remote) == 0 {
-		r.forget(it, MethodGone)
-		return
+	r.look(it)
+	switch {
+	case it.settled():
+		r.forget(it)
+	case it.tries == challenge.Attempts:
+		it.settle(MethodNone, "it did not answer; perhaps it is gone")
+		r.survived(it)
+	default:
+		r.send(it)
 	}
-	if it.tries == challenge.Attempts && it.widow {
-		r.forget(it, MethodGone)
-		return
-	}
-	if it.tries == challenge.Attempts {
-		r.survived(it, "the other end did not answer; perhaps it is gone")
-		return
-	}
-	if it.tries == 0 && it.entry.State == conntrack.StateClose {
-		if err := r.Flows.MarkWaiting(&it.entry); err != nil {
-			r.unreadable(it, err)
-			return
+}
+
+// send makes one attempt. What one attempt fails to send, the next one may.
+func (r *Reaper) send(it *item) {
+	for i, end := range ends(&it.entry) {
+		if it.results[i].Method != "" {
+			continue
 		}
-	}
-	for _, end := range remote {
+		it.results[i].Reason = ""
 		if err := r.Challenger.Send(end.remote, end.local, it.tries); err != nil {
+			it.results[i].Reason = sendReason(err)
 			r.Log.Debug("challenge", "flow", it.entry.Orig, "error", err)
 		}
 	}
@@ -47,26 +50,47 @@ func (r *Reaper) challenge(it *item) {
 	r.schedule.later(it, stepConfirm, it.sent.Add(confirmAfter))
 }
 
-// confirm looks whether a challenge was answered.
+func sendReason(err error) string {
+	if errors.Is(err, unix.EPERM) {
+		return "a firewall rule of this host drops our challenges"
+	}
+	return err.Error()
+}
+
+// confirm looks whether a challenge was answered, soon and then less and less often.
 func (r *Reaper) confirm(it *item) {
-	again := it.sent.Add(challenge.Interval)
+	r.look(it)
+	now, again := r.now(), it.sent.Add(challenge.Interval)
 	switch {
-	case it.entry.State == conntrack.StateClose:
-		r.forget(it, MethodRule)
-	case r.now() < again:
-		r.schedule.later(it, stepConfirm, again)
+	case it.settled():
+		r.forget(it)
+	case now < again:
+		r.schedule.later(it, stepConfirm, min(again, it.sent.Add(2*now.Sub(it.sent))))
 	default:
 		r.challenge(it)
 	}
 }
 
-// remoteEnds are the ends of a flow that are not this host.
-func (r *Reaper) remoteEnds(e *conntrack.Entry) []end {
-	var remote []end
-	for _, end := range ends(e) {
-		if !r.Local(end.local.Addr()) {
-			remote = append(remote, end)
+// look finds out which ends are closed. An end that is this host's has no socket here (any more).
+func (r *Reaper) look(it *item) {
+	client, server := it.entry.Orig.Src, it.entry.Reply.Src
+	for i, end := range ends(&it.entry) {
+		if it.results[i].Method != "" {
+			continue
+		}
+		from, to := client, server
+		if i == 1 {
+			from, to = server, client
+		}
+		ago, ok, err := r.Table.Closed(from, to)
+		switch {
+		case err != nil:
+			it.results[i].Reason = err.Error()
+		case ok && r.now().Add(-ago) >= it.deadline.At.Add(-closedSlack):
+			it.results[i] = EndResult{Method: MethodRule}
+		}
+		if it.results[i].Method == "" && r.Local(end.local.Addr()) {
+			it.results[i] = EndResult{Method: MethodGone}
 		}
 	}
-	return remote
 }

@@ -51,26 +51,20 @@ func (r *Reaper) pinAndCheck(it *item, seconds uint32) (right bool, err error) {
 	return it.entry.Timeout <= seconds && it.entry.Timeout+pinTolerance >= seconds, nil
 }
 
-// pinAnew replaces an entry that was pinned for the wrong time, and schedules the flow to be pinned again. The new
-// entry has another birth, so the deadline is not judged again.
+// pinAnew replaces an entry that was pinned for the wrong time, and schedules the flow to be pinned again.
 func (r *Reaper) pinAnew(it *item) error {
-	// Between the two entries a packet must not be taken for a stray.
-	if err := r.Table.Beat(); err != nil {
+	// Between the two entries a packet must not be taken for a stray, or for one of this host.
+	if err := r.Table.Hold(it.entry.Tuples()...); err != nil {
 		return err
 	}
-	if err := r.Flows.Release(&it.entry, r.Judge.Defaults[conntrack.TimeoutEstablished]); err != nil {
-		return err
-	}
-	anew, err := r.Flows.Get(it.entry.Orig, it.entry.Zone)
+	err := r.renew(it, func(anew *conntrack.Entry) {
+		anew.Status &^= conntrack.StatusFixedTimeout
+		anew.Timeout = r.Judge.Defaults[conntrack.TimeoutEstablished]
+	})
 	if err != nil {
 		return err
 	}
-	if anew.Orig != it.entry.Orig {
-		return fmt.Errorf("its new entry is the wrong way round")
-	}
-	r.schedule.drop(it)
-	it.entry, it.forced = anew, true
-	it.step, it.at = stepPin, ctpolicy.PinAt(it.deadline.At, r.now())
-	r.schedule.add(it)
+	it.forced = true // the new entry has another birth
+	r.schedule.later(it, stepPin, ctpolicy.PinAt(it.deadline.At, r.now()))
 	return nil
 }

@@ -25,17 +25,20 @@ type Flows interface {
 	Again(e *conntrack.Entry) (conntrack.Entry, error)
 	Pin(e *conntrack.Entry, seconds uint32) error
 	Create(tuple conntrack.Tuple, seconds uint32) error
-	// Release replaces a pinned entry by one that is not.
-	Release(e *conntrack.Entry, seconds uint32) error
+	// Renew replaces an entry by one with the same address translation, which change may alter. Its birth is lost. It
+	// answers unix.EEXIST when a packet was faster and made an entry of its own.
+	Renew(e *conntrack.Entry, change func(anew *conntrack.Entry)) (conntrack.Entry, error)
+	// Assure makes an entry that was picked up in mid-flow one that sweeps look at.
+	Assure(e *conntrack.Entry) error
 	MarkClosed(e *conntrack.Entry) error
-	MarkWaiting(e *conntrack.Entry) error
 	Delete(e *conntrack.Entry) error
 }
 
 // Sockets is what the reaper needs of this host's sockets.
 type Sockets interface {
-	// Lookup never answers a listener; sockdiag.ErrNotFound when there is no such connection.
-	Lookup(local, remote netip.AddrPort) (sockdiag.Socket, error)
+	// Lookup never answers a listener; sockdiag.ErrNotFound when there is no such connection. A socket that is bound to a
+	// device is only found with its index.
+	Lookup(local, remote netip.AddrPort, device uint32) (sockdiag.Socket, error)
 	List(q sockdiag.Query, fn func(*sockdiag.Socket) error) error
 	Listeners(fn func(local netip.AddrPort) error) error
 	// Destroy ends the socket that was looked up, and none other.
@@ -53,6 +56,13 @@ type Table interface {
 	Beat() error
 	// Note keeps a line for the next reaper.
 	Note(text string) error
+	// Closed tells how long ago the rules last answered a packet from one end of a pinned flow to the other with a reset,
+	// after its deadline, or saw a reset from it. The addresses are those between destination and source NAT: the
+	// client's in the original tuple, the server's in the reply tuple.
+	Closed(from, to netip.AddrPort) (ago time.Duration, ok bool, err error)
+	// Hold makes the rules drop packets in mid-flow that conntrack does not know, with the ports of the tuples, for a
+	// second: nothing may answer them while their entry is being replaced. TCP sends them again.
+	Hold(tuples ...conntrack.Tuple) error
 }
 
 // A Reaper ends the flows of one network namespace. Only one goroutine may use it.
@@ -66,7 +76,9 @@ type Reaper struct {
 	Clock      ctpolicy.Clock
 	// Local tells whether an address is this host's own.
 	Local func(netip.Addr) bool
-	Log   *slog.Logger
+	// Adopting is until when the rules pick up flows that conntrack does not know.
+	Adopting ctpolicy.Instant
+	Log      *slog.Logger
 	// Ended is told of every flow that was to be ended; nil is allowed.
 	Ended func(*Result)
 	// BootID marks the notes.
@@ -75,15 +87,20 @@ type Reaper struct {
 	schedule *schedule
 	seen     seen
 	orphans  map[uint64]*orphan
-	round    uint64
-	listens  [1 << 10]uint64 // local ports that have a listener
-	working  atomic.Int64    // since when, as an Instant; 0 while it waits
+	devices  map[end]uint32 // of the sockets that are bound to one
+	swept    bool           // there was a sweep
+
+	reversed, unassured []conntrack.Entry // what the sweep in hand has noticed
+	round               uint64
+	listens             [1 << 10]uint64 // local ports that have a listener
+	working             atomic.Int64    // since when, as an Instant; 0 while it waits
 }
 
 // Init makes the reaper ready for use.
 func (r *Reaper) Init() {
 	r.schedule = newSchedule()
 	r.orphans = map[uint64]*orphan{}
+	r.devices = map[end]uint32{}
 }
 
 // The sweep's interval follows from the shortest limit.

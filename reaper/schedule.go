@@ -17,7 +17,6 @@ const (
 	stepChallenge             // make a remote end show its numbers
 	stepConfirm               // see whether the challenge was answered
 	stepForget                // delete its entry
-	stepRest                  // leave it alone after it has survived
 )
 
 // An item is a flow whose time is nearly up.
@@ -29,13 +28,14 @@ type item struct {
 	birth    ctpolicy.Instant
 
 	// forced says to do the step without judging the flow again, and then to leave it to the kernel.
-	forced bool
-	widow  bool // closed by the rule, perhaps with an end left that was not told
-	step   step
-	at     ctpolicy.Instant // when to do it
-	tries  int
-	rule   ctpolicy.Instant // from when the rule answers, if this process has pinned the flow; else 0
-	sent   ctpolicy.Instant // the last challenge
+	forced   bool
+	step     step
+	at       ctpolicy.Instant // when to do it
+	tries    int
+	rule     ctpolicy.Instant // from when the rule answers, if this process has pinned the flow; else 0
+	sent     ctpolicy.Instant // the last challenge
+	results  [2]EndResult     // of the client and the server
+	survived bool             // reported as such; it is tried again now and then
 }
 
 // identity is what makes a flow the same flow; the tuple alone may be used again.
@@ -48,7 +48,7 @@ type identity struct {
 
 // waits tells that nothing is to be done but to wait for the deadline.
 func (it *item) waits() bool {
-	return it.step == stepWatch || it.step == stepRest || (it.step == stepStrike && it.tries == 0)
+	return it.step == stepWatch || (it.step == stepStrike && it.tries == 0)
 }
 
 func (it *item) identity() identity {
@@ -93,6 +93,13 @@ func (s *schedule) pop() *item { return heap.Pop(&s.queue).(*item) }
 func (s *schedule) later(it *item, step step, at ctpolicy.Instant) {
 	it.step, it.at = step, at
 	heap.Push(&s.queue, it)
+}
+
+// rename gives a popped item another entry.
+func (s *schedule) rename(it *item, e *conntrack.Entry) {
+	s.drop(it)
+	it.entry = *e
+	s.known[it.identity()] = it
 }
 
 // drop forgets a popped item.

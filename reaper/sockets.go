@@ -17,6 +17,7 @@ var openSockets = sockdiag.States(sockdiag.Established, sockdiag.FinWait1, sockd
 // client's, so there the remote port decides. With info, fn learns the sockets' pauses.
 func (r *Reaper) coveredSockets(info bool, fn func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error) error {
 	clear(r.listens[:])
+	clear(r.devices)
 	err := r.Sockets.Listeners(func(local netip.AddrPort) error {
 		r.listens[local.Port()/64] |= 1 << (local.Port() % 64)
 		return nil
@@ -31,10 +32,14 @@ func (r *Reaper) coveredSockets(info bool, fn func(s *sockdiag.Socket, tuple con
 	}
 	query := sockdiag.Query{States: openSockets, LocalPorts: ranges, RemotePorts: ranges, Info: info}
 	return r.Sockets.List(query, func(s *sockdiag.Socket) error {
-		if tuple, p := r.direction(s); p != nil {
-			return fn(s, tuple, p)
+		tuple, p := r.direction(s)
+		if p == nil {
+			return nil
 		}
-		return nil
+		if s.Interface != 0 {
+			r.devices[end{s.Local, s.Remote}] = s.Interface
+		}
+		return fn(s, tuple, p)
 	})
 }
 
@@ -149,14 +154,17 @@ func (r *Reaper) advanceOrphan(it *item) {
 			return
 		}
 		it.deadline = d
-		destroyed, err := r.destroy(sockets[i : i+1])
+		var only pair
+		only[i] = *s
+		destroyed, err := r.destroy(it, &only)
 		if err != nil {
 			r.tryAgain(it, stepStrike, err)
 			return
 		}
 		r.schedule.drop(it)
-		if destroyed > 0 {
-			r.report(it, MethodSocket, "")
+		if destroyed {
+			it.settle(MethodPeer, "")
+			r.report(it)
 		}
 		return
 	}

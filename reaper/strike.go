@@ -25,6 +25,12 @@ func ends(e *conntrack.Entry) [2]end {
 	return [2]end{{e.Orig.Src, e.Orig.Dst}, {e.Reply.Src, e.Reply.Dst}}
 }
 
+// pair is the sockets of client and server, as far as they are here; others have no cookie.
+type pair [2]sockdiag.Socket
+
+// none tells whether neither is here.
+func (p *pair) none() bool { return p[0].Cookie == 0 && p[1].Cookie == 0 }
+
 // strike ends a flow whose time is up. The sockets are looked up first and the entry is read again after that: if it
 // is still the same flow's, then so are the sockets, because a new connection on the same tuple gets a new entry.
 func (r *Reaper) strike(it *item) {
@@ -39,47 +45,60 @@ func (r *Reaper) strike(it *item) {
 		return
 	}
 	it.entry = e
-	if it.deadline.Cause == ctpolicy.CauseIdle && r.talks(it, sockets) {
+	if it.deadline.Cause == ctpolicy.CauseIdle && r.talks(it, &sockets) {
 		return
 	}
-	if !ctpolicy.Pinned(&e) {
-		// From now on the rule answers what either end still sends.
-		seconds, _ := ctpolicy.PinTimeout(it.deadline.At, r.now())
-		if err := r.Flows.Pin(&e, seconds); gone(err) || (err != nil && len(sockets) == 0) {
-			r.unreadable(it, err)
-			return
-		}
+	// From now on the rule answers what either end still sends.
+	if err := r.enforce(it); gone(err) || (err != nil && sockets.none()) {
+		r.unreadable(it, err)
+		return
 	}
-	destroyed, err := r.destroy(sockets)
+	destroyed, err := r.destroy(it, &sockets)
 	switch {
 	case err != nil:
 		r.tryAgain(it, stepStrike, err)
-	case destroyed == 0: // the rule may have been faster
+	case !destroyed: // its ends are elsewhere, or the rule was faster
+		it.tries = 0
 		r.schedule.later(it, stepChallenge, max(r.now(), it.deadline.At.Add(ruleDelay), it.rule.Add(ruleDelay/2)))
 	default:
-		r.forget(it, MethodSocket)
+		it.settle(MethodPeer, "")
+		r.forget(it)
 	}
 }
 
 // lookup finds the ends of a flow that are sockets of this host.
-func (r *Reaper) lookup(it *item) ([]sockdiag.Socket, error) {
-	var found []sockdiag.Socket
-	for _, end := range ends(&it.entry) {
-		s, err := r.Sockets.Lookup(end.local, end.remote)
+func (r *Reaper) lookup(it *item) (found pair, err error) {
+	if r.elsewhere(&it.entry) {
+		return found, nil
+	}
+	for i, end := range ends(&it.entry) {
+		s, err := r.Sockets.Lookup(end.local, end.remote, 0)
+		if device := r.devices[end]; errors.Is(err, sockdiag.ErrNotFound) && device != 0 {
+			s, err = r.Sockets.Lookup(end.local, end.remote, device)
+		}
 		if err != nil && !errors.Is(err, sockdiag.ErrNotFound) {
-			return nil, fmt.Errorf("look up the socket %s: %w", end.local, err)
+			return found, fmt.Errorf("look up the socket %s: %w", end.local, err)
 		}
 		// The remains of a closed socket (TIME_WAIT, or FIN_WAIT2 without a process) can't be destroyed.
 		if err == nil && openSockets&sockdiag.States(s.State) != 0 {
-			found = append(found, s)
+			found[i] = s
 		}
 	}
 	return found, nil
 }
 
+// elsewhere tells that sockets with the addresses of a flow are another flow's: sockets know nothing of zones.
+func (r *Reaper) elsewhere(e *conntrack.Entry) bool {
+	if e.Zone == 0 {
+		return false
+	}
+	other, err := r.Flows.Get(e.Orig, 0)
+	return err == nil && other.Zone == 0
+}
+
 // talks tells that a pause has ended at the last moment, or that the entry pauses and a socket does not, because its
 // packets pass conntrack by. Then the item is put off.
-func (r *Reaper) talks(it *item, sockets []sockdiag.Socket) bool {
+func (r *Reaper) talks(it *item, sockets *pair) bool {
 	now := r.now()
 	if d := r.judge(it.policy, &it.entry, now); d.Cause == ctpolicy.CauseIdle && !d.Passed && !ctpolicy.Pinned(&it.entry) {
 		r.watch(it, d, now)
@@ -100,9 +119,12 @@ func pauseOf(s *sockdiag.Socket) (time.Duration, bool) {
 	return min(s.LastSent, s.LastRecv, s.LastAck), s.HasInfo
 }
 
-// destroy ends the sockets, and answers how many. One that has ended meanwhile is no error.
-func (r *Reaper) destroy(sockets []sockdiag.Socket) (destroyed int, err error) {
+// destroy ends the sockets, and tells whether there was one. One that has ended meanwhile is no error.
+func (r *Reaper) destroy(it *item, sockets *pair) (destroyed bool, err error) {
 	for i := range sockets {
+		if sockets[i].Cookie == 0 {
+			continue
+		}
 		err := r.Sockets.Destroy(&sockets[i])
 		if errors.Is(err, sockdiag.ErrNotFound) {
 			continue
@@ -110,7 +132,8 @@ func (r *Reaper) destroy(sockets []sockdiag.Socket) (destroyed int, err error) {
 		if err != nil {
 			return destroyed, fmt.Errorf("end the socket %s: %w", sockets[i].Local, err)
 		}
-		destroyed++
+		it.results[i].Method = MethodSocket
+		destroyed = true
 	}
 	return destroyed, nil
 }
@@ -120,8 +143,8 @@ const lingering = 2 * time.Second
 
 // forget reports the end. The client may use its port again at once: the reset has closed the entry, and a pinned entry
 // that is closed gives way to a SYN.
-func (r *Reaper) forget(it *item, method Method) {
-	r.report(it, method, "")
+func (r *Reaper) forget(it *item) {
+	r.report(it)
 	e, err := r.Flows.Again(&it.entry)
 	if err == nil && ctpolicy.MidFlow(&e) {
 		err = r.Flows.MarkClosed(&e) // conntrack has not seen the reset, or did not believe it
@@ -140,8 +163,17 @@ func (r *Reaper) deleteEnded(it *item) {
 	}
 }
 
-// survived gives up for a while. Then a sweep finds the flow again, if it is still there.
-func (r *Reaper) survived(it *item, reason string) {
-	r.report(it, MethodNone, reason)
-	r.schedule.later(it, stepRest, r.now().Add(restAfter))
+// survived reports a flow, once, and tries again later, for as long as its entry is there.
+func (r *Reaper) survived(it *item) {
+	if !it.survived {
+		r.report(it)
+	}
+	it.survived = true
+	for i := range it.results {
+		if it.results[i].Method == MethodNone {
+			it.results[i] = EndResult{}
+		}
+	}
+	it.tries = 0
+	r.schedule.later(it, stepStrike, r.now().Add(restAfter))
 }

@@ -10,7 +10,8 @@ import (
 // serveEvery is the number of flows after which a sweep looks whether something is due.
 const serveEvery = 256
 
-// assured takes the flows whose handshake is complete, so that a SYN flood costs nothing.
+// assured takes the flows whose handshake is complete, so that a SYN flood costs nothing. While flows are picked up, and
+// in the first sweep, all are looked at.
 var assured = conntrack.Filter{Status: conntrack.StatusAssured, StatusMask: conntrack.StatusAssured}
 
 // Sweep looks at every flow, schedules those that are due within lead, and finds covered sockets without an entry.
@@ -18,7 +19,11 @@ func (r *Reaper) Sweep() error {
 	r.observeClock()
 	r.seen.reset()
 	now, count := r.now(), 0
-	err := r.Flows.Dump(assured, func(e *conntrack.Entry) error {
+	filter := assured
+	if !r.swept || now < r.Adopting.Add(2*r.Interval()) {
+		filter = conntrack.Filter{}
+	}
+	err := r.Flows.Dump(filter, func(e *conntrack.Entry) error {
 		if count++; count%serveEvery == 0 {
 			r.serve()
 			now = r.now()
@@ -29,6 +34,8 @@ func (r *Reaper) Sweep() error {
 	if err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}
+	r.swept = true
+	r.mend()
 	if err := r.sweepSockets(); err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}
@@ -50,6 +57,7 @@ func (r *Reaper) observeClock() {
 // consider decides about one flow of the dump. It does not allocate unless the flow is due within lead.
 func (r *Reaper) consider(e *conntrack.Entry, now ctpolicy.Instant) {
 	p := r.Policies.Flow(e)
+	r.notice(e, p != nil)
 	if p == nil {
 		return
 	}
@@ -80,7 +88,7 @@ func nextStep(e *conntrack.Entry, d ctpolicy.Deadline, now ctpolicy.Instant) (st
 		return stepStrike, now
 	case d.Cause == ctpolicy.CauseIdle:
 		return stepWatch, max(d.At, now)
-	case ctpolicy.Pinned(e):
+	case ctpolicy.Pinned(e), ctpolicy.Offloaded(e):
 		return stepStrike, d.At
 	}
 	return stepPin, ctpolicy.PinAt(d.At, now)
@@ -93,9 +101,7 @@ func (r *Reaper) tidy(e *conntrack.Entry, p *ctpolicy.Policy, now ctpolicy.Insta
 		return // it is being ended
 	}
 	if d := r.judge(p, e, now); d.Passed && e.State == conntrack.StateClose {
-		it := r.newItem(e, p, d, now)
-		it.widow = true
-		r.schedule.add(it)
+		r.schedule.add(r.newItem(e, p, d, now))
 		return
 	}
 	r.deleteEntry(e)

@@ -50,7 +50,7 @@ func config(t *testing.T) rules.Config {
 				From: prefixes(t, "10.0.0.0/8,fd00::/8"), To: prefixes(t, "192.0.2.0/25,192.0.2.128/25"), Except: prefixes(t, "10.0.0.1,fd00::1"),
 			},
 		},
-		Defaults: conntrack.DefaultTimeouts(), RegisterSize: 65536, Mark: 0x63757266,
+		Defaults: conntrack.DefaultTimeouts(), RegisterSize: 65536, Mark: 0x63003000,
 		Notes: []string{"clock: boot 0badcafe +1m0s = 2026-01-02T03:04:05Z"},
 	}
 }

@@ -13,12 +13,10 @@ import (
 // (include/uapi/linux/netfilter/nf_conntrack_tcp.h).
 const (
 	statusOpen = StatusSeenReply | StatusAssured | StatusConfirmed
-	statusNAT  = StatusSrcNAT | StatusDstNAT | StatusSrcNATDone | StatusDstNATDone
 
 	tcpWindowScale = 0x01
 	tcpSACK        = 0x02
 	tcpCloseInit   = 0x04
-	tcpLiberal     = 0x08
 )
 
 // Pin fixes the entry's timeout: from now on only the clock moves it. A pin can't be changed, only deleted with its
@@ -85,18 +83,29 @@ func (t *Table) setTCP(e, to *Entry) error {
 	return nil
 }
 
-// ClearLabels clears the bits of the entry's label. An entry that was born before labels were in use has no room for
-// one (ENOSPC of nf_connlabels_replace), and so nothing to clear.
-func (t *Table) ClearLabels(e *Entry, bits ...int) error {
-	var zero, mask Label
-	for _, bit := range bits {
-		mask.Set(bit)
+// Assure makes an entry of a flow that has been seen in both directions as lasting as one whose handshake was seen
+// (early_drop of nf_conntrack_core.c takes the others when the table is full).
+func (t *Table) Assure(e *Entry) error {
+	now, err := t.Again(e)
+	if err != nil {
+		return err
 	}
+	req := nl.AppendUint32(about(newEntry, now.Orig, now.Zone), ctaStatus, now.Status|StatusAssured)
+	if err := t.conn.Execute(req); err != nil {
+		return fmt.Errorf("assure %s: %w", e.Orig, gone(err))
+	}
+	return nil
+}
+
+// Relabel sets the label bits that are in mask to what they are in value. An entry that was born before labels were in
+// use has no room for one (ENOSPC of nf_connlabels_replace): it stays as it is.
+func (t *Table) Relabel(e *Entry, value, mask Label) error {
+	value = value.And(mask) // the kernel would flip the others (replace_u32 in nf_conntrack_labels.c)
 	req := about(newEntry, e.Orig, e.Zone)
-	req = appendBytes(req, ctaLabels, zero[:])
+	req = appendBytes(req, ctaLabels, value[:])
 	req = appendBytes(req, ctaLabelsMask, mask[:])
 	if err := t.conn.Execute(req); err != nil && !errors.Is(err, unix.ENOSPC) {
-		return ignoreGone(fmt.Errorf("clear labels of %s: %w", e.Orig, gone(err)))
+		return ignoreGone(fmt.Errorf("relabel %s: %w", e.Orig, gone(err)))
 	}
 	return nil
 }

@@ -345,7 +345,7 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-func TestClearLabels(t *testing.T) {
+func TestRelabel(t *testing.T) {
 	const rules = `table inet t { chain out { type filter hook output priority mangle; ct label set 126 ct label set 127 ct label set 5; }; }`
 	for _, addr := range bothFamilies {
 		b := newBed(t, addr, "")
@@ -354,14 +354,15 @@ func TestClearLabels(t *testing.T) {
 		client, peer := b.connect(0)
 		e := b.entry(client, 0)
 		b.nft("flush table inet t")
-		for _, c := range []struct{ clear, left []int }{
-			{nil, []int{5, 126, 127}},
-			{[]int{4}, []int{5, 126, 127}},
-			{[]int{126, 127}, []int{5}},
-			{[]int{126, 127}, []int{5}},
-			{[]int{5, 0}, nil},
+		for _, c := range []struct{ value, mask, left []int }{
+			{nil, nil, []int{5, 126, 127}},
+			{nil, []int{4}, []int{5, 126, 127}},
+			{[]int{125, 7}, []int{125}, []int{5, 125, 126, 127}},
+			{[]int{127}, []int{125, 126, 127}, []int{5, 127}},
+			{nil, []int{126, 127}, []int{5}},
+			{nil, []int{5, 0}, nil},
 		} {
-			b.must(b.ClearLabels(&e, c.clear...))
+			b.must(b.Relabel(&e, Bits(c.value...), Bits(c.mask...)))
 			now := b.again(&e)
 			var left []int
 			for bit := range 128 {
@@ -370,7 +371,7 @@ func TestClearLabels(t *testing.T) {
 				}
 			}
 			if !slices.Equal(left, c.left) {
-				t.Errorf("%s: cleared %v: %v are left, want %v", addr, c.clear, left, c.left)
+				t.Errorf("%s: %v of %v: %v are left, want %v", addr, c.value, c.mask, left, c.left)
 			}
 			now.Label = e.Label
 			if unlike(now, e) {
@@ -379,11 +380,34 @@ func TestClearLabels(t *testing.T) {
 		}
 		b.talk(client, peer)
 
-		// No room for labels, and no entry: nothing to clear.
+		// No room for labels, and no entry: nothing to change.
 		unlabelled := b.entry(old, 0)
-		b.must(b.ClearLabels(&unlabelled, 126))
+		b.must(b.Relabel(&unlabelled, Bits(126), Bits(126)))
 		b.flush()
-		b.must(b.ClearLabels(&e, 126))
+		b.must(b.Relabel(&e, Label{}, Bits(126)))
+	}
+}
+
+// A flow that was picked up is not assured before its third packet.
+func TestAssure(t *testing.T) {
+	for _, addr := range bothFamilies {
+		b := newBed(t, addr, "")
+		client, peer := b.connect(0)
+		b.flush()
+		if _, err := client.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		e := b.entry(client, 0)
+		b.must(b.Assure(&e))
+		now := b.again(&e)
+		if now.Status != e.Status|StatusAssured {
+			t.Errorf("%s: status was %#x, is %#x", addr, e.Status, now.Status)
+		}
+		b.talk(client, peer)
+		b.flush()
+		if err := b.Assure(&e); !errors.Is(err, ErrGone) {
+			t.Errorf("%s: without an entry: %v", addr, err)
+		}
 	}
 }
 

@@ -68,12 +68,18 @@ const (
 	StatusOffload      uint32 = 1 << 14 // in a flowtable
 	StatusHWOffload    uint32 = 1 << 15
 
-	StatusNAT = StatusSrcNAT | StatusDstNAT
+	StatusNAT        = StatusSrcNAT | StatusDstNAT
+	statusTranslated = StatusNAT | StatusSrcNATDone | StatusDstNATDone
 )
 
 // FlagLiberal says that windows are not checked in a direction (IP_CT_TCP_FLAG_BE_LIBERAL,
 // include/uapi/linux/netfilter/nf_conntrack_tcp.h).
 const FlagLiberal uint8 = 0x08
+
+// Tuples are those of the flow's packets as a rule behind destination NAT sees them, also when the entry is not there.
+func (e *Entry) Tuples() []Tuple {
+	return []Tuple{e.Orig, e.Reply, {Src: e.Orig.Src, Dst: e.Reply.Src}}
+}
 
 // HasLabel tells whether connection label bit is set, from 0 to 127.
 func (e *Entry) HasLabel(bit int) bool { return e.Label.Has(bit) }

@@ -59,7 +59,7 @@ func appendIdentity(b []byte, e *Entry) []byte {
 
 // translated tells whether the NAT of an entry was set up, also when it changes nothing: the kernel then has the DONE
 // bits, and knows the flow's source as taken.
-func translated(e *Entry) bool { return e.Status&statusNAT != 0 || e.Reply != e.Orig.reverse() }
+func translated(e *Entry) bool { return e.Status&statusTranslated != 0 || e.Reply != e.Orig.reverse() }
 
 func appendTuple(b []byte, typ uint16, t Tuple, zone uint16) []byte {
 	return nl.AppendNested(b, typ, func(b []byte) []byte {

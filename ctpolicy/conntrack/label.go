@@ -20,6 +20,25 @@ func (l Label) Has(bit int) bool {
 // Set sets a bit, from 0 to 127.
 func (l *Label) Set(bit int) { l[labelByte(bit)] |= 1 << (bit % 8) }
 
+// Clear clears a bit, from 0 to 127.
+func (l *Label) Clear(bit int) { l[labelByte(bit)] &^= 1 << (bit % 8) }
+
+// And is the bits that both labels have.
+func (l Label) And(other Label) Label {
+	for i := range l {
+		l[i] &= other[i]
+	}
+	return l
+}
+
+// Bits is a label with these bits set, from 0 to 127.
+func Bits(bits ...int) (l Label) {
+	for _, bit := range bits {
+		l.Set(bit)
+	}
+	return l
+}
+
 // labelByte is the index of the byte that holds bit on this machine. It takes the kernel's unsigned long to be as wide
 // as our uint.
 func labelByte(bit int) int { return byteInBitmap(bit, bits.UintSize/8, bigEndian()) }

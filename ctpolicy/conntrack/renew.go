@@ -47,8 +47,8 @@ func (t *Table) Renew(e *Entry, change func(anew *Entry)) (Entry, error) {
 // nf_conntrack_tcp_packet).
 func setFlags(e *Entry) {
 	const keep = tcpWindowScale | tcpSACK | tcpCloseInit
-	e.OrigFlags = e.OrigFlags&keep | tcpLiberal
-	e.ReplyFlags = e.ReplyFlags&keep | tcpLiberal
+	e.OrigFlags = e.OrigFlags&keep | FlagLiberal
+	e.ReplyFlags = e.ReplyFlags&keep | FlagLiberal
 	if e.Status&StatusFixedTimeout != 0 {
 		e.OrigFlags |= tcpCloseInit // see Pin
 	}
@@ -97,7 +97,7 @@ func (t *Table) drop(e *Entry) error {
 func (t *Table) Create(tuple Tuple, seconds uint32) error {
 	e := Entry{
 		Orig: tuple, Reply: tuple.reverse(), Timeout: seconds, State: StateEstablished,
-		OrigFlags: tcpLiberal, ReplyFlags: tcpLiberal,
+		OrigFlags: FlagLiberal, ReplyFlags: FlagLiberal,
 	}
 	if err := t.conn.Execute(creation(&e)); err != nil {
 		return fmt.Errorf("create entry %s: %w", tuple, err)

@@ -49,8 +49,8 @@ func TestRenewToUnpinned(t *testing.T) {
 		}
 		want := e
 		want.ID, want.Start = made.ID, made.Start
-		want.OrigFlags = tcpWindowScale | tcpSACK | tcpCloseInit | tcpLiberal
-		want.ReplyFlags = tcpWindowScale | tcpSACK | tcpLiberal
+		want.OrigFlags = tcpWindowScale | tcpSACK | tcpCloseInit | FlagLiberal
+		want.ReplyFlags = tcpWindowScale | tcpSACK | FlagLiberal
 		if unlike(made, want) || made.OrigScale == 0 || made.ReplyScale == 0 || made.Mark != 0xc0ffee || !made.HasLabel(5) {
 			t.Errorf("%s: is %+v, want %+v", addr, made, want)
 		}

@@ -50,7 +50,7 @@ func TestZones(t *testing.T) {
 		}
 		b.nowhere(&e)
 		b.must(b.Pin(&e, 100))
-		b.must(b.ClearLabels(&e, 127))
+		b.must(b.Relabel(&e, Label{}, Bits(127)))
 		now := b.again(&e)
 		if now.Status&StatusFixedTimeout == 0 || now.HasLabel(127) {
 			t.Errorf("%s: %+v", c.addr, now)

@@ -30,14 +30,9 @@ func install(env *Env, k *kernel, o *options, before *rules.Installed) (*rules.I
 	if config.Defaults, err = loadConntrack(); err != nil {
 		return nil, err
 	}
-	if err := warnLabels(env); err != nil {
-		return nil, explain(err)
-	}
-	if err := warnMark(env, o.mark); err != nil {
-		return nil, explain(err)
-	}
+	warn(env, o.mark)
 	if old == nil {
-		if err := clearLabels(k, allLabels); err != nil {
+		if err := k.clearLabels(); err != nil {
 			return nil, explain(err)
 		}
 	}
@@ -50,10 +45,8 @@ func install(env *Env, k *kernel, o *options, before *rules.Installed) (*rules.I
 		}
 		return nil, explain(missing(err, tableCapabilities()))
 	}
-	if old != nil && !old.Same(o.policies) {
-		if err := clearLabels(k, k.staleLabels(old.Policies, o.policies)); err != nil {
-			return nil, explain(err)
-		}
+	if err := k.updateLabels(old, o.policies); err != nil {
+		return nil, explain(err)
 	}
 	if err := conntrack.SetTimestamps(true); err != nil {
 		if old == nil {
@@ -89,15 +82,6 @@ func loadConntrack() (conntrack.Timeouts, error) {
 	return timeouts, explain(err)
 }
 
-func warnLabels(env *Env) error {
-	users, err := rules.LabelUsers()
-	for _, user := range users {
-		fmt.Fprintf(env.Stderr, "curfew: warning: chain %s uses ct label %d or %d, which are curfew's: limits may come early or late\n",
-			user, ctpolicy.LabelTracked, ctpolicy.LabelRegistered)
-	}
-	return err
-}
-
 // newNotes are what the table must remember and does not yet.
 func newNotes(env *Env, old, before *rules.Installed) (notes []string, err error) {
 	var known []string
@@ -131,35 +115,51 @@ func oldTimestamps(notes []string) string {
 	return ""
 }
 
-// allLabels is for a table that is not there (yet): a label of an earlier one would make a flow look overdue.
-func allLabels(*conntrack.Entry) []int {
-	return []int{ctpolicy.LabelTracked, ctpolicy.LabelRegistered}
+// ourLabels are all label bits that we use.
+var ourLabels = conntrack.Bits(ctpolicy.LabelCovered, ctpolicy.LabelTracked, ctpolicy.LabelRegistered)
+
+// clearLabels is for a table that is not there (yet): a label of an earlier one would make a flow look overdue.
+func (k *kernel) clearLabels() error {
+	return k.relabel(func(*conntrack.Entry) conntrack.Label { return conntrack.Label{} })
 }
 
-// staleLabels is for a change: every flow is registered anew, with the limit that holds now, and those of a policy that
-// is gone have lost their ct timeout object with it.
-func (k *kernel) staleLabels(old, wanted []ctpolicy.Policy) func(*conntrack.Entry) []int {
-	before := ctpolicy.NewMatcher(old, k.local.has)
-	return func(e *conntrack.Entry) []int {
-		p := before.Flow(e)
-		if p != nil && slices.ContainsFunc(wanted, func(w ctpolicy.Policy) bool { return w.Name == p.Name }) {
-			return []int{ctpolicy.LabelRegistered}
-		}
-		return allLabels(e)
+// updateLabels is for a table that is there now. Flows whose addresses are covered get the label that new ones get. After a
+// change every flow is registered anew, with the limit that holds now, and those of a policy that is gone have lost
+// their ct timeout object with it.
+func (k *kernel) updateLabels(old *rules.Installed, policies []ctpolicy.Policy) error {
+	before, now := ctpolicy.NewMatcher(nil, k.local.has), ctpolicy.NewMatcher(policies, k.local.has)
+	changed := old != nil && !old.Same(policies)
+	if changed {
+		before = ctpolicy.NewMatcher(old.Policies, k.local.has)
 	}
+	return k.relabel(func(e *conntrack.Entry) conntrack.Label {
+		label := e.Label
+		label.Clear(ctpolicy.LabelCovered)
+		if p := now.Flow(e); p != nil && p.Addresses() {
+			label.Set(ctpolicy.LabelCovered)
+		}
+		if changed {
+			label.Clear(ctpolicy.LabelRegistered)
+			if p := before.Flow(e); p == nil || !slices.ContainsFunc(policies, func(w ctpolicy.Policy) bool { return w.Name == p.Name }) {
+				label.Clear(ctpolicy.LabelTracked)
+			}
+		}
+		return label
+	})
 }
 
-// clearLabels takes the label bits that stale answers from all flows that have one of ours.
-func clearLabels(k *kernel, stale func(*conntrack.Entry) []int) error {
-	var labelled []conntrack.Entry
+// relabel gives all flows the bits of ours that wanted answers.
+func (k *kernel) relabel(wanted func(*conntrack.Entry) conntrack.Label) error {
+	var other []conntrack.Entry
 	err := k.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
-		if slices.ContainsFunc(stale(e), e.HasLabel) {
-			labelled = append(labelled, *e)
+		if label := wanted(e); label.And(ourLabels) != e.Label.And(ourLabels) {
+			e.Label = label
+			other = append(other, *e)
 		}
 		return nil
 	})
-	for i := range labelled {
-		err = errors.Join(err, k.ClearLabels(&labelled[i], stale(&labelled[i])...))
+	for i := range other {
+		err = errors.Join(err, k.Relabel(&other[i], other[i].Label, ourLabels))
 	}
 	return err
 }

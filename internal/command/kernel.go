@@ -25,6 +25,7 @@ type kernel struct {
 	*conntrack.Table
 	sockets    *sockdiag.Conn
 	challenges *challenge.Sender
+	resets     *rules.Resets
 	local      local
 }
 
@@ -48,6 +49,9 @@ func (k *kernel) openEnds(mark uint32) (err error) {
 		return err
 	}
 	if err = k.sockets.Probe(); err != nil {
+		return err
+	}
+	if k.resets, err = rules.OpenResets(); err != nil {
 		return err
 	}
 	k.challenges, err = challenge.Open(mark)
@@ -75,6 +79,9 @@ func (k *kernel) Close() {
 	}
 	if k.challenges != nil {
 		k.challenges.Close()
+	}
+	if k.resets != nil {
+		k.resets.Close()
 	}
 	k.Dumper.Close()
 	k.Table.Close()
@@ -132,8 +139,9 @@ func (k *kernel) newReaper(env *Env, in *rules.Installed, verbose bool) (*reaper
 	}
 	r := &reaper.Reaper{
 		Policies: ctpolicy.NewMatcher(in.Policies, k.local.has), Judge: judge,
-		Flows: k, Sockets: k.sockets, Challenger: k.challenges, Table: ourTable{},
+		Flows: k, Sockets: k.sockets, Challenger: k.challenges, Table: ourTable{k.resets},
 		Clock: env.Clock, Local: k.local.has, Log: env.logger(verbose), BootID: ctpolicy.BootID(),
+		Adopting: env.Clock.Now().Boot.Add(in.Adopt),
 	}
 	r.Init()
 	return r, nil
@@ -167,7 +175,8 @@ func clockNotes(notes []string) (readings []ctpolicy.Reading) {
 }
 
 // ourTable is the installed table as the reaper sees it.
-type ourTable struct{}
+type ourTable struct{ *rules.Resets }
 
-func (ourTable) Beat() error            { return rules.Beat(os.Getpid()) }
-func (ourTable) Note(text string) error { return rules.AddNote(text) }
+func (ourTable) Beat() error                          { return rules.Beat(os.Getpid()) }
+func (ourTable) Note(text string) error               { return rules.AddNote(text) }
+func (ourTable) Hold(tuples ...conntrack.Tuple) error { return rules.Hold(tuples...) }

@@ -1,11 +1,14 @@
 package command
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"curfew/ctpolicy"
 	"curfew/ctpolicy/conntrack"
@@ -41,11 +44,14 @@ func remove(env *Env) error {
 		return err
 	}
 	defer k.Close()
+	released, kept, err := release(k, ctpolicy.NewMatcher(in.Policies, k.local.has))
+	if err != nil {
+		return explain(err)
+	}
 	if err := rules.Remove(); err != nil {
 		return explain(err)
 	}
-	released, left, err := release(k, ctpolicy.NewMatcher(in.Policies, k.local.has))
-	err = errors.Join(err, clearLabels(k, allLabels))
+	err = k.clearLabels()
 	if oldTimestamps(in.Notes) == "0" {
 		err = errors.Join(err, conntrack.SetTimestamps(false))
 	}
@@ -53,15 +59,19 @@ func remove(env *Env) error {
 		return explain(err)
 	}
 	fmt.Fprintf(env.Stdout, "removed; %d pinned connections released\n", released)
-	for i := range left {
-		fmt.Fprintf(env.Stdout, "%s has address translation and keeps its pin: conntrack forgets it in %s\n",
-			left[i].Orig, time.Duration(left[i].Timeout)*time.Second)
+	if len(kept) > 0 {
+		last := slices.MaxFunc(kept, func(a, b conntrack.Entry) int { return cmp.Compare(a.Timeout, b.Timeout) })
+		fmt.Fprintf(env.Stdout, "%d connections with a conntrack helper keep their pin: conntrack forgets the last of them in %s\n",
+			len(kept), ctpolicy.FormatDuration(time.Duration(last.Timeout)*time.Second))
 	}
 	return nil
 }
 
-// release takes the pins from covered flows. Those with address translation are left.
-func release(k *kernel, policies *ctpolicy.Matcher) (released int, left []conntrack.Entry, err error) {
+// atOnce is how many entries are made anew while their packets are held back.
+const atOnce = 500
+
+// release takes the pins from covered flows. Those with a helper are kept.
+func release(k *kernel, policies *ctpolicy.Matcher) (released int, kept []conntrack.Entry, err error) {
 	var pinned []conntrack.Entry
 	filter := conntrack.Filter{Status: conntrack.StatusFixedTimeout, StatusMask: conntrack.StatusFixedTimeout}
 	err = k.Dump(filter, func(e *conntrack.Entry) error {
@@ -77,20 +87,41 @@ func release(k *kernel, policies *ctpolicy.Matcher) (released int, left []conntr
 	if err != nil {
 		return 0, nil, err
 	}
-	for i := range pinned {
-		e := &pinned[i]
-		if !ctpolicy.Open(e) {
-			err = errors.Join(err, k.Delete(e))
-			continue
+	for part := range slices.Chunk(pinned, atOnce) {
+		var tuples []conntrack.Tuple
+		for i := range part {
+			tuples = append(tuples, part[i].Tuples()...)
 		}
-		switch one := k.Release(e, defaults[conntrack.TimeoutOf(e.State)]); {
-		case errors.Is(one, conntrack.ErrNAT):
-			left = append(left, *e)
-		case one != nil:
-			err = errors.Join(err, one)
-		default:
-			released++
+		if err := rules.Hold(tuples...); err != nil {
+			return released, kept, err
+		}
+		for i := range part {
+			if !ctpolicy.Open(&part[i]) {
+				err = errors.Join(err, k.Delete(&part[i]))
+				continue
+			}
+			switch one := releaseOne(k, &part[i], &defaults); {
+			case errors.Is(one, conntrack.ErrHelper):
+				kept = append(kept, part[i])
+			case one != nil:
+				err = errors.Join(err, one)
+			default:
+				released++
+			}
 		}
 	}
-	return released, left, err
+	return released, kept, err
+}
+
+// releaseOne makes the entry of an open flow anew. A packet that was faster has done that, too.
+func releaseOne(k *kernel, e *conntrack.Entry, defaults *conntrack.Timeouts) error {
+	_, err := k.Renew(e, func(anew *conntrack.Entry) {
+		anew.Status &^= conntrack.StatusFixedTimeout
+		anew.Timeout = defaults[conntrack.TimeoutOf(e.State)]
+		anew.Label = conntrack.Label{}
+	})
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, conntrack.ErrGone) {
+		return nil
+	}
+	return err
 }

@@ -146,6 +146,7 @@ func (s *Server) Close() error {
 type DialOptions struct {
 	From    netip.AddrPort // local address; a zero address or port is left to the kernel
 	Timeout time.Duration  // 5 s when zero
+	Device  string         // bound to this device (SO_BINDTODEVICE)
 }
 
 // FromPort is the local port p, on whatever address fits.
@@ -156,7 +157,7 @@ func FromPort(p uint16) DialOptions {
 // Connect opens a connection to addr, a literal. network is tcp4 or tcp6. A local port may be used again at
 // once after a reset, and while in TIME_WAIT for another destination.
 func (h *Host) Connect(network, addr string, opts DialOptions) (*Conn, error) {
-	d := net.Dialer{Timeout: opts.Timeout, Control: reuseAddr, KeepAlive: -1}
+	d := net.Dialer{Timeout: opts.Timeout, Control: opts.control, KeepAlive: -1}
 	d.SetMultipathTCP(false)
 	if d.Timeout == 0 {
 		d.Timeout = 5 * time.Second
@@ -177,10 +178,14 @@ func (h *Host) Connect(network, addr string, opts DialOptions) (*Conn, error) {
 	return c, h.closeWith(func() { c.Close() })
 }
 
-func reuseAddr(_, _ string, raw syscall.RawConn) error {
+// control sets up the socket before it connects.
+func (o *DialOptions) control(_, _ string, raw syscall.RawConn) error {
 	var err error
 	ctrl := raw.Control(func(fd uintptr) {
 		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		if o.Device != "" {
+			err = errors.Join(err, unix.BindToDevice(int(fd), o.Device))
+		}
 	})
 	return errors.Join(ctrl, err)
 }

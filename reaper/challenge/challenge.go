@@ -23,8 +23,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mark is the default packet mark, "curf". The table's probe chain makes packets with it untracked.
-const Mark = 0x63757266
+// Mark is the default packet mark. The table's probe chain makes packets with it untracked. It has none of the bits that
+// kube-proxy (0x4000, 0x8000), Cilium (0xf00), Tailscale (0xff0000) and Calico (from 0x10000 up) go by.
+const Mark = 0x63003000
 
 // Interval is the time between two attempts at the same end. Linux answers one unacceptable segment without data
 // per socket and net.ipv4.tcp_invalid_ratelimit (500 ms); keepalive probes count too.

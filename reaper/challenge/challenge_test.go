@@ -45,7 +45,7 @@ func TestGatewayClosesBothEnds(t *testing.T) {
 
 const gatewayRules = `table inet test {
 	set armed { type inet_proto; }
-	chain probe { type filter hook output priority raw; meta mark 0x63757266 notrack; }
+	chain probe { type filter hook output priority raw; meta mark 0x63003000 notrack; }
 	chain forward {
 		type filter hook forward priority filter;
 		tcp flags & rst == rst return

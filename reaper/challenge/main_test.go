@@ -56,7 +56,7 @@ type pair struct {
 const rules = `table inet test {
 	set armed { type inet_proto; }
 	counter answers {}
-	chain probe { type filter hook output priority raw; meta mark 0x63757266 notrack; }
+	chain probe { type filter hook output priority raw; meta mark 0x63003000 notrack; }
 	chain input {
 		type filter hook input priority filter;
 		tcp dport 8080 tcp flags & (fin|syn|rst|psh|ack) == ack counter name answers

@@ -117,7 +117,7 @@ func TestBadEnds(t *testing.T) {
 
 func TestDroppedOnOutput(t *testing.T) {
 	h := netnstest.NewHost(t, "host")
-	nft(t, h, "table inet t { chain c { type filter hook output priority 0; meta mark 0x63757266 drop; }; }")
+	nft(t, h, "table inet t { chain c { type filter hook output priority 0; meta mark 0x63003000 drop; }; }")
 	a := netip.MustParseAddrPort("127.0.0.1:1")
 	if err := openSender(t, h, Mark).Send(a, a, 0); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("dropped by a rule: %v, want EPERM", err)

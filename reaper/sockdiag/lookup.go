@@ -14,17 +14,17 @@ import (
 // dual-stack sockets too. It is ErrNotFound when there is none: the kernel then answers with nothing, or with a listener
 // on the local port.
 //
-// For link-local addresses the zone, a name or an index, tells the link. Without one all connections are searched, and
-// the result may be ErrAmbiguous. A socket that is bound to a device for another reason is not found: List finds it.
-func (c *Conn) Lookup(local, remote netip.AddrPort) (Socket, error) {
-	s, err := c.lookup(unmap(local), unmap(remote))
+// A socket that is bound to a device is found only with that device's index; List tells it. For link-local addresses the zone,
+// a name or an index, does the same. Without one all connections are searched, and the result may be ErrAmbiguous.
+func (c *Conn) Lookup(local, remote netip.AddrPort, device uint32) (Socket, error) {
+	s, err := c.lookup(unmap(local), unmap(remote), device)
 	if err != nil {
 		return Socket{}, fmt.Errorf("look up socket %s -> %s: %w", local, remote, err)
 	}
 	return s, nil
 }
 
-func (c *Conn) lookup(local, remote netip.AddrPort) (Socket, error) {
+func (c *Conn) lookup(local, remote netip.AddrPort, device uint32) (Socket, error) {
 	family := familyOf(local.Addr())
 	if family == 0 || family != familyOf(remote.Addr()) {
 		return Socket{}, fmt.Errorf("%w: addresses of different families", ErrNotFound)
@@ -32,6 +32,9 @@ func (c *Conn) lookup(local, remote netip.AddrPort) (Socket, error) {
 	ifindex, err := zoneIndex(local.Addr(), remote.Addr())
 	if err != nil {
 		return Socket{}, err
+	}
+	if device != 0 {
+		ifindex = device
 	}
 	local, remote = withoutZone(local), withoutZone(remote)
 	if ifindex == 0 && linkLocal(local, remote) {
