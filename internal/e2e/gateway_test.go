@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"curfew/internal/netnstest"
 )
@@ -13,11 +12,12 @@ import (
 // A gateway is a path whose middle does all kinds of NAT. Curfew runs there and owns no socket.
 type gateway struct {
 	*netnstest.Path
-	servers map[string]*netnstest.Server
+	routes []*route // one for each kind of NAT
+	open   *route   // to a port that no limit covers
 }
 
-// openPort is a port of the server that no limit covers.
-const openPort = 9000
+// gatewayFlags cover all routes.
+var gatewayFlags = []string{"--port", natPorts, "--max-age", limit.String()}
 
 // newGateway makes the path, the rules and the servers.
 func newGateway(t *testing.T) *gateway {
@@ -32,7 +32,12 @@ func newGateway(t *testing.T) *gateway {
 	rules := natRules(g.Far.B.Addr4, g.Far.B.Addr6, source4.Addr(), source6.Addr())
 	tool(t, g.Gateway, rules, "nft", "-f", "-")
 	for _, n := range nats {
-		g.listen(t, n.serverPort)
+		r := &route{name: n.name, client: g.Client, to: g.Far.B, port: n.port, source: n.source}
+		if n.toGateway {
+			r.to = g.Near.B
+		}
+		r.servers = listen(t, g.Server, n.serverPort)
+		g.routes = append(g.routes, r)
 	}
 	return g
 }
@@ -40,64 +45,18 @@ func newGateway(t *testing.T) *gateway {
 // newRouter makes a path whose middle has no rules at all, so that it does not track connections.
 func newRouter(t *testing.T) *gateway {
 	t.Helper()
-	g := &gateway{netnstest.NewPath(t), map[string]*netnstest.Server{}}
-	g.listen(t, openPort)
+	g := &gateway{Path: netnstest.NewPath(t)}
+	g.open = g.plain(t, 9000)
 	return g
 }
 
-// listen starts a server for each family.
-func (g *gateway) listen(t *testing.T, port uint16) {
+// plain starts servers on one more port, and answers the way there, without NAT.
+func (g *gateway) plain(t *testing.T, port uint16) *route {
 	t.Helper()
-	for _, f := range families {
-		network, address := f.listen(port)
-		g.servers[network+fmt.Sprint(port)] = g.Server.Listen(t, network, address)
+	return &route{
+		name: fmt.Sprint("port ", port), client: g.Client, to: g.Far.B, port: port,
+		servers: listen(t, g.Server, port),
 	}
-}
-
-func (g *gateway) server(f ipFamily, port uint16) *netnstest.Server {
-	network, _ := f.listen(port)
-	return g.servers[network+fmt.Sprint(port)]
-}
-
-// plain is the way to a port without NAT.
-func plain(port uint16) nat {
-	return nat{name: fmt.Sprint("port ", port), port: port, serverPort: port}
-}
-
-// dials is the address that clients dial.
-func (g *gateway) dials(f ipFamily, n nat) netip.AddrPort {
-	end := g.Far.B
-	if n.toGateway {
-		end = g.Near.B
-	}
-	return netip.AddrPortFrom(f.of(end.Addr4, end.Addr6), n.port)
-}
-
-// connect opens a connection through the gateway, one at a time for each server: the next that it accepts is the one.
-func (g *gateway) connect(t *testing.T, f ipFamily, n nat, opts netnstest.DialOptions) *pair {
-	t.Helper()
-	from := time.Now()
-	client := g.Client.Dial(t, "tcp", g.dials(f, n).String(), opts)
-	server := g.server(f, n.serverPort).Next(t)
-	if sees := server.RemoteAddr() != client.LocalAddr(); sees != n.source {
-		t.Fatalf("%s, %s: the client is %s, and the server sees %s", f.name, n.name, client.LocalAddr(), server.RemoteAddr())
-	}
-	return &pair{fmt.Sprintf("%s, %s", f.name, n.name), client, server, span{from, time.Now()}}
-}
-
-// open opens a connection of each kind of traffic, in each family, through each kind of NAT.
-func (g *gateway) open(t *testing.T, when string, kinds ...traffic) (list []*stream) {
-	t.Helper()
-	for _, f := range families {
-		for _, n := range nats {
-			for _, k := range kinds {
-				s := newStream(t, g.connect(t, f, n, netnstest.DialOptions{}), k)
-				s.name += ", " + when
-				list = append(list, s)
-			}
-		}
-	}
-	return list
 }
 
 // mustOwnNoSocket checks that curfew stands between the ends and is none of them.

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"net/netip"
 	"strings"
 )
@@ -31,7 +30,6 @@ func natRules(server4, server6, source4, source6 netip.Addr) string {
 	return strings.NewReplacer("SERVER4", server4.String(), "SERVER6", server6.String(),
 		"SOURCE4", source4.String(), "SOURCE6", source6.String()).Replace(`
 table inet site {
-	counter accepted { }
 	chain destinations {
 		type nat hook prerouting priority dstnat;
 		iifname "link1" meta nfproto ipv4 tcp dport 8101 dnat ip to SERVER4:9101
@@ -51,32 +49,8 @@ table inet site {
 		ct state established,related accept
 		ct state invalid drop
 		meta l4proto { icmp, ipv6-icmp, udp } accept
-		tcp dport { 8000-9999 } counter name accepted accept
+		tcp dport { 8000-9999 } accept
 	}
 }
 `)
-}
-
-// An ipFamily is IPv4 or IPv6.
-type ipFamily struct {
-	name string
-	v6   bool
-}
-
-var families = []ipFamily{{"IPv4", false}, {"IPv6", true}}
-
-// of picks the family's address.
-func (f ipFamily) of(v4, v6 netip.Addr) netip.Addr {
-	if f.v6 {
-		return v6
-	}
-	return v4
-}
-
-// listen is the network and address of a server of this family only.
-func (f ipFamily) listen(port uint16) (network, address string) {
-	if f.v6 {
-		return "tcp6", fmt.Sprintf("[::]:%d", port)
-	}
-	return "tcp4", fmt.Sprintf("0.0.0.0:%d", port)
 }
