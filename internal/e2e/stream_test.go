@@ -133,3 +133,16 @@ func latest(streams []*stream, limit time.Duration) (most time.Duration) {
 	}
 	return most
 }
+
+// mustGoOn checks streams that no limit covers: both ends are open, and everything that was sent arrives.
+func mustGoOn(t *testing.T, streams []*stream) {
+	t.Helper()
+	for _, s := range streams {
+		s.look()
+		s.mustBeAlive(t, "although no limit covers it")
+		eventually(t, s.name+": all that was sent", func() bool {
+			return s.server.Received() >= s.toServer && s.client.Received() >= s.toClient
+		})
+		s.mustBeWhole(t)
+	}
+}
