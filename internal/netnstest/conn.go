@@ -22,9 +22,12 @@ type Conn struct {
 	tcp           *net.TCPConn
 	local, remote netip.AddrPort
 	received      atomic.Int64
+	sent          atomic.Int64
+	damaged       atomic.Int64 // the first damaged byte plus 1, see Damage
 	halfClose     atomic.Bool
+	finSent       atomic.Bool
 
-	mu      sync.Mutex // held while writing, see write
+	mu      sync.Mutex // held while writing, see writeLocked
 	err     error
 	endedAt time.Time
 	ended   chan struct{}
@@ -98,11 +101,14 @@ func (c *Conn) WaitEnd(timeout time.Duration) error {
 func (c *Conn) String() string { return fmt.Sprintf("%s -> %s", c.local, c.remote) }
 
 // Busy writes a byte at every interval until the connection ends.
-func (c *Conn) Busy(interval time.Duration) {
+func (c *Conn) Busy(interval time.Duration) { c.Stream(interval, 1) }
+
+// Stream sends n bytes at every interval until the connection ends.
+func (c *Conn) Stream(interval time.Duration, n int) {
 	go func() {
 		tick := time.NewTicker(interval)
 		defer tick.Stop()
-		for c.write([]byte{'.'}) == nil {
+		for c.Send(n) == nil {
 			select {
 			case <-tick.C:
 			case <-c.ended:
@@ -114,18 +120,19 @@ func (c *Conn) Busy(interval time.Duration) {
 
 // Write sends b.
 func (c *Conn) Write(b []byte) (int, error) {
-	if err := c.write(b); err != nil {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.writeLocked(b); err != nil {
 		return 0, err
 	}
 	return len(b), nil
 }
 
-// write holds the lock, because the kernel gives a socket's error only once: when the write takes it, the
+// writeLocked needs the lock, because the kernel gives a socket's error only once: when the write takes it, the
 // read sees a plain EOF, and must not be the first to tell. EPIPE says that the read has taken the error.
-func (c *Conn) write(b []byte) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	_, err := c.tcp.Write(b)
+func (c *Conn) writeLocked(b []byte) error {
+	n, err := c.tcp.Write(b)
+	c.sent.Add(int64(n))
 	if err != nil && !errors.Is(err, unix.EPIPE) {
 		c.end(err, time.Now())
 	}
@@ -136,6 +143,7 @@ func (c *Conn) read() {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := c.tcp.Read(buf)
+		c.inspect(c.received.Load(), buf[:n])
 		c.received.Add(int64(n))
 		if errors.Is(err, io.EOF) && c.halfClose.Load() {
 			err = c.awaitDeath()
@@ -176,7 +184,11 @@ func (c *Conn) awaitDeath() error {
 			return true
 		}
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
-		return err != nil || info.State == unix.BPF_TCP_CLOSE
+		closed := err != nil || info.State == unix.BPF_TCP_CLOSE
+		if closed && !c.finSent.Load() {
+			death = unix.EPIPE // only a reset can have closed it; a write has taken the error
+		}
+		return closed
 	})
 	if err != nil {
 		return err
@@ -185,10 +197,16 @@ func (c *Conn) awaitDeath() error {
 }
 
 // Close closes this end with a FIN.
-func (c *Conn) Close() error { return c.tcp.Close() }
+func (c *Conn) Close() error {
+	c.finSent.Store(true)
+	return c.tcp.Close()
+}
 
 // CloseWrite sends a FIN and goes on reading.
-func (c *Conn) CloseWrite() error { return c.tcp.CloseWrite() }
+func (c *Conn) CloseWrite() error {
+	c.finSent.Store(true)
+	return c.tcp.CloseWrite()
+}
 
 // Reset closes this end with a RST.
 func (c *Conn) Reset() error {

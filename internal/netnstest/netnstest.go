@@ -24,6 +24,7 @@ type Host struct {
 
 	mu      sync.Mutex
 	ends    []End // its side of each wire, in order
+	gateway End   // the default route, see RouteVia
 	closers []func()
 	closed  bool
 }

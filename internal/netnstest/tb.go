@@ -46,6 +46,26 @@ func Link(t TB, a, b *Host, n int) Wire {
 	return must(Join(a, b, n))(t)
 }
 
+// NewBridge is AddBridge for a test.
+func NewBridge(t TB, h *Host, n int) *Bridge {
+	t.Helper()
+	return must(h.AddBridge(n))(t)
+}
+
+// Join is Attach for a test.
+func (b *Bridge) Join(t TB, c *Host) End {
+	t.Helper()
+	return must(b.Attach(c))(t)
+}
+
+// Record is Capture for a test.
+func (h *Host) Record(t TB) *Capture {
+	t.Helper()
+	c := must(h.Capture())(t)
+	t.Cleanup(c.Close)
+	return c
+}
+
 // Listen is Serve for a test.
 func (h *Host) Listen(t TB, network, addr string) *Server {
 	t.Helper()

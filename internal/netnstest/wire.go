@@ -22,7 +22,7 @@ type Wire struct{ A, B End }
 // fd00:n::1/64 (n in hexadecimal), b has 2 for 1, and the device is link<n> on both. It needs the ip command.
 func Join(a, b *Host, n int) (Wire, error) {
 	w := Wire{A: newEnd(n, 1), B: newEnd(n, 2)}
-	if err := addPair(a, b, w.A.Dev); err != nil {
+	if err := addPair(a, w.A.Dev, b, w.B.Dev); err != nil {
 		return Wire{}, fmt.Errorf("join %s and %s: %w", a.name, b.name, err)
 	}
 	if err := a.plug(w.A); err != nil {
@@ -40,8 +40,8 @@ func newEnd(n int, host byte) End {
 }
 
 // addPair makes the veth pair in a's namespace with the peer in b's, which ip finds as its file descriptor 3.
-func addPair(a, b *Host, dev string) error {
-	cmd := exec.Command("ip", "link", "add", dev, "type", "veth", "peer", "name", dev, "netns", "/proc/self/fd/3")
+func addPair(a *Host, devA string, b *Host, devB string) error {
+	cmd := exec.Command("ip", "link", "add", devA, "type", "veth", "peer", "name", devB, "netns", "/proc/self/fd/3")
 	cmd.ExtraFiles = []*os.File{b.ns}
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -50,7 +50,7 @@ func addPair(a, b *Host, dev string) error {
 		err = cmd.Wait()
 	}
 	if err != nil {
-		return fmt.Errorf("add veth pair %s: %w: %s", dev, err, strings.TrimSpace(out.String()))
+		return fmt.Errorf("add veth pair %s: %w: %s", devA, err, strings.TrimSpace(out.String()))
 	}
 	return nil
 }
@@ -79,6 +79,9 @@ func (h *Host) RouteVia(gateway End) error {
 			return fmt.Errorf("route %s via %s: %w", h.name, addr, err)
 		}
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.gateway = gateway
 	return nil
 }
 

@@ -1,0 +1,26 @@
+package e2e
+
+import (
+	"testing"
+	"time"
+)
+
+// TestGatewayEndsBothEnds is the promise for connections that this host only forwards.
+func TestGatewayEndsBothEnds(t *testing.T) {
+	g := newGateway(t)
+	before := open(t, g.routes, "opened before", traffics...)
+	from := time.Now()
+	reaper := start(t, g.Gateway, gatewayFlags...)
+	// Nobody knows when these were born: their clock starts when the limit is installed.
+	for _, s := range before {
+		s.born = span{from, time.Now()}
+	}
+	after := open(t, g.routes, "opened after", traffics...)
+	g.mustOwnNoSocket(t)
+	for _, streams := range [][]*stream{before, after} {
+		mustAllEndWhole(t, streams, limit)
+		t.Logf("%d connections ended at both ends, at most %s late", len(streams), latest(streams, limit))
+	}
+	g.mustOwnNoSocket(t)
+	reaper.stop()
+}
