@@ -69,10 +69,18 @@ func baseChain(name string, hook *nftables.ChainHook) chain {
 	c.add(notTCP(), accept())
 	c.add(established(), tcpFlags(tcpSyn|tcpReset, 0), during(setAlive), accept())
 	c.add(established(), ctReply(), accept())
-	for i := range families {
-		c.add(overdue(), families[i].update(closedSet(&families[i]), ctpolicy.Window))
+	note := func() {
+		for i := range families {
+			c.add(overdue(), families[i].update(closedSet(&families[i]), ctpolicy.Window))
+		}
 	}
-	c.add(tcpFlags(tcpReset, tcpReset), accept())
+	if hook == nftables.ChainHookOutput { // there the resets are those that our rules send, in the name of the other end
+		c.add(tcpFlags(tcpReset, tcpReset), accept())
+		note()
+	} else {
+		note()
+		c.add(tcpFlags(tcpReset, tcpReset), accept())
+	}
 	c.add(newInMidFlow(), portsIn(setHeld), drop())
 	return c
 }

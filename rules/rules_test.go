@@ -159,7 +159,9 @@ func TestForeignTable(t *testing.T) {
 	mustLeaveAlone(t, "mine", rules.ErrForeign)
 }
 
-func TestOtherVersionsTable(t *testing.T) { mustLeaveAlone(t, "curfew table, format 1", rules.ErrFormat) }
+func TestOtherVersionsTable(t *testing.T) {
+	mustLeaveAlone(t, "curfew table, format 1", rules.ErrFormat)
+}
 
 // mustLeaveAlone makes a table of our name with a note.
 func mustLeaveAlone(t *testing.T, note string, want error) {
