@@ -22,7 +22,7 @@ func TestGatewayBystanders(t *testing.T) {
 	reaper := start(t, g.Gateway, gatewayFlags...)
 	covered := open(t, g.routes, "covered", traffics...)
 	after := open(t, []*route{g.open}, "opened after", traffics...)
-	mustAllEndWhole(t, covered, limit)
+	mustAllEndWhole(t, limit, covered)
 	reaper.stop()
 	succeed(t, g.Gateway, "remove")
 

@@ -118,7 +118,7 @@ table inet theirs {
 	reaper := start(t, g.Gateway, gatewayFlags...)
 	streams := open(t, g.routes, "covered", traffics...)
 	observe(t, g.Gateway).mustBe(t, before, "while running", timestamp)
-	mustAllEndWhole(t, streams, limit)
+	mustAllEndWhole(t, limit, streams)
 	observe(t, g.Gateway).mustBe(t, before, "after the limit", timestamp)
 	reaper.stop()
 	observe(t, g.Gateway).mustBe(t, before, "stopped", timestamp)
