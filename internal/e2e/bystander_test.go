@@ -11,7 +11,7 @@ func TestGatewayBystanders(t *testing.T) {
 	const pings = 800 // for four seconds
 	g := newGateway(t)
 	echoServer(t, g.Server, 7000)
-	before := open(t, []*route{g.open}, "opened before", traffics...)
+	before := open(t, []*route{g.uncovered}, "opened before", traffics...)
 
 	var echoes []*echo
 	var pingers []*pinger
@@ -21,8 +21,8 @@ func TestGatewayBystanders(t *testing.T) {
 	}
 	reaper := start(t, g.Gateway, gatewayFlags...)
 	covered := open(t, g.routes, "covered", traffics...)
-	after := open(t, []*route{g.open}, "opened after", traffics...)
-	mustAllEndWhole(t, covered, limit)
+	after := open(t, []*route{g.uncovered}, "opened after", traffics...)
+	mustAllEndWhole(t, limit, covered)
 	reaper.stop()
 	succeed(t, g.Gateway, "remove")
 

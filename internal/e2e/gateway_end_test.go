@@ -17,10 +17,9 @@ func TestGatewayEndsBothEnds(t *testing.T) {
 	}
 	after := open(t, g.routes, "opened after", traffics...)
 	g.mustOwnNoSocket(t)
-	for _, streams := range [][]*stream{before, after} {
-		mustAllEndWhole(t, streams, limit)
-		t.Logf("%d connections ended at both ends, at most %s late", len(streams), latest(streams, limit))
-	}
+	mustAllEndWhole(t, limit, before, after)
+	t.Logf("%d and %d connections ended at both ends, at most %s and %s late",
+		len(before), len(after), latest(before, limit), latest(after, limit))
 	g.mustOwnNoSocket(t)
 	reaper.stop()
 }

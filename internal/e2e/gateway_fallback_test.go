@@ -17,7 +17,6 @@ func TestGatewayFallback(t *testing.T) {
 		s.born = span{from, time.Now()}
 	}
 	after := open(t, g.routes, "opened after", busy)
-	mustAllEndWhole(t, before, limit)
-	mustAllEndWhole(t, after, limit)
+	mustAllEndWhole(t, limit, before, after)
 	t.Logf("without a process: at most %s and %s late", latest(before, limit), latest(after, limit))
 }

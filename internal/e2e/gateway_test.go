@@ -12,8 +12,8 @@ import (
 // A gateway is a path whose middle does all kinds of NAT. Curfew runs there and owns no socket.
 type gateway struct {
 	*netnstest.Path
-	routes []*route // one for each kind of NAT
-	open   *route   // to a port that no limit covers
+	routes    []*route // one for each kind of NAT
+	uncovered *route   // to a port that no limit covers
 }
 
 // gatewayFlags cover all routes.
@@ -46,7 +46,7 @@ func newGateway(t *testing.T) *gateway {
 func newRouter(t *testing.T) *gateway {
 	t.Helper()
 	g := &gateway{Path: netnstest.NewPath(t)}
-	g.open = g.plain(t, 9000)
+	g.uncovered = g.plain(t, 9000)
 	return g
 }
 

@@ -88,5 +88,10 @@ func open(t *testing.T, routes []*route, when string, kinds ...traffic) (list []
 			}
 		}
 	}
+	for _, s := range list {
+		eventually(t, s.name+": the first bytes", func() bool {
+			return s.client.Received() >= hello && s.server.Received() >= hello
+		})
+	}
 	return list
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,8 +34,16 @@ var traffics = []traffic{
 type stream struct {
 	*pair
 	traffic
-	local              bool  // an end is a socket of curfew's host
-	toServer, toClient int64 // what had been sent at the last look
+	local bool // an end is a socket of curfew's host
+
+	mu   sync.Mutex
+	sent []sent
+}
+
+// sent is how much both ends had sent at some time.
+type sent struct {
+	at                 time.Time
+	toServer, toClient int64
 }
 
 // newStream begins to send.
@@ -50,9 +59,6 @@ func newStream(t *testing.T, p *pair, k traffic) *stream {
 			t.Fatalf("%s: %v", p.name, err)
 		}
 	}
-	eventually(t, p.name+": the first bytes", func() bool {
-		return p.client.Received() == hello && p.server.Received() == hello
-	})
 	if k.halfClosed {
 		if err := p.client.CloseWrite(); err != nil {
 			t.Fatalf("%s: %v", p.name, err)
@@ -64,25 +70,52 @@ func newStream(t *testing.T, p *pair, k traffic) *stream {
 	if k.byServer {
 		p.server.Stream(pace, hello)
 	}
+	go s.watch()
 	return s
 }
 
-// look notes what has been sent so far, all of which must arrive.
-func (s *stream) look() { s.toServer, s.toClient = s.client.Sent(), s.server.Sent() }
+// watch notes how much is sent, as long as both ends live.
+func (s *stream) watch() {
+	tick := time.NewTicker(early)
+	defer tick.Stop()
+	for s.client.Alive() && s.server.Alive() {
+		s.note()
+		<-tick.C
+	}
+}
 
-// mustBeWhole checks what has arrived.
-func (s *stream) mustBeWhole(t *testing.T) {
+func (s *stream) note() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sent = append(s.sent, sent{time.Now(), s.client.Sent(), s.server.Sent()})
+}
+
+// sentBy is the last note before a moment.
+func (s *stream) sentBy(moment time.Time) (last sent) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.sent {
+		if n.at.Before(moment) {
+			last = n
+		}
+	}
+	return last
+}
+
+// mustBeWhole checks that what has arrived is what was sent, and all of it that was sent until a moment.
+func (s *stream) mustBeWhole(t *testing.T, until time.Time) {
 	t.Helper()
 	for name, end := range s.ends() {
 		if err := end.Damage(); err != nil {
 			t.Errorf("%s, %s: %v", s.name, name, err)
 		}
 	}
-	if got := s.server.Received(); got < s.toServer || s.toServer < hello {
-		t.Errorf("%s: the server got %d bytes of %d", s.name, got, s.toServer)
+	want := s.sentBy(until)
+	if got := s.server.Received(); got < want.toServer || want.toServer < hello {
+		t.Errorf("%s: the server got %d bytes of %d", s.name, got, want.toServer)
 	}
-	if got := s.client.Received(); got < s.toClient || s.toClient < hello {
-		t.Errorf("%s: the client got %d bytes of %d", s.name, got, s.toClient)
+	if got := s.client.Received(); got < want.toClient || want.toClient < hello {
+		t.Errorf("%s: the client got %d bytes of %d", s.name, got, want.toClient)
 	}
 }
 
@@ -107,18 +140,15 @@ func (s *stream) mustBeResetAt(t *testing.T, name string, end *netnstest.Conn) {
 	}
 }
 
-// mustAllEndWhole waits for the limit of streams that were opened one after the other, and checks everything.
-func mustAllEndWhole(t *testing.T, streams []*stream, limit time.Duration) {
+// mustAllEndWhole waits for the limit of groups of streams and checks everything.
+func mustAllEndWhole(t *testing.T, limit time.Duration, groups ...[]*stream) {
 	t.Helper()
-	sleepUntil(streams[0].born.from.Add(limit - early))
-	for _, s := range streams {
-		s.look()
-		s.mustBeAlive(t, "before the limit")
-	}
-	for _, s := range streams {
-		s.mustEnd(t, limit)
-		s.mustBeReset(t)
-		s.mustBeWhole(t)
+	for _, streams := range groups {
+		for _, s := range streams {
+			s.mustEnd(t, limit)
+			s.mustBeReset(t)
+			s.mustBeWhole(t, s.born.from.Add(limit-early))
+		}
 	}
 }
 
@@ -138,11 +168,12 @@ func latest(streams []*stream, limit time.Duration) (most time.Duration) {
 func mustGoOn(t *testing.T, streams []*stream) {
 	t.Helper()
 	for _, s := range streams {
-		s.look()
 		s.mustBeAlive(t, "although no limit covers it")
+		s.note()
+		want := s.sentBy(time.Now())
 		eventually(t, s.name+": all that was sent", func() bool {
-			return s.server.Received() >= s.toServer && s.client.Received() >= s.toClient
+			return s.server.Received() >= want.toServer && s.client.Received() >= want.toClient
 		})
-		s.mustBeWhole(t)
+		s.mustBeWhole(t, want.at.Add(1))
 	}
 }

@@ -109,7 +109,7 @@ table inet theirs {
 	chain remember { type filter hook prerouting priority mangle; ct mark set tcp dport map @marks; }
 }
 `, "nft", "-f", "-")
-	others := open(t, []*route{g.open}, "not covered", traffics[3])
+	others := open(t, []*route{g.uncovered}, "not covered", traffics[3])
 	before := observe(t, g.Gateway)
 	if n := strings.Count(before["entries"], "about 432000 ESTABLISHED"); n != len(others) {
 		t.Fatalf("%d entries of other flows, want %d:\n%s", n, len(others), before["entries"])
@@ -118,7 +118,7 @@ table inet theirs {
 	reaper := start(t, g.Gateway, gatewayFlags...)
 	streams := open(t, g.routes, "covered", traffics...)
 	observe(t, g.Gateway).mustBe(t, before, "while running", timestamp)
-	mustAllEndWhole(t, streams, limit)
+	mustAllEndWhole(t, limit, streams)
 	observe(t, g.Gateway).mustBe(t, before, "after the limit", timestamp)
 	reaper.stop()
 	observe(t, g.Gateway).mustBe(t, before, "stopped", timestamp)

@@ -27,10 +27,12 @@ type Conn struct {
 	halfClose     atomic.Bool
 	finSent       atomic.Bool
 
-	mu      sync.Mutex // held while writing, see writeLocked
-	err     error
-	endedAt time.Time
-	ended   chan struct{}
+	mu       sync.Mutex // held while writing, see writeLocked
+	failed   error      // what a write has seen
+	failedAt time.Time
+	err      error
+	endedAt  time.Time
+	ended    chan struct{}
 }
 
 func newConn(tcp *net.TCPConn, started time.Time) *Conn {
@@ -129,12 +131,13 @@ func (c *Conn) Write(b []byte) (int, error) {
 }
 
 // writeLocked needs the lock, because the kernel gives a socket's error only once: when the write takes it, the
-// read sees a plain EOF, and must not be the first to tell. EPIPE says that the read has taken the error.
+// read sees a plain EOF, and must not be the first to tell. EPIPE says that the read has taken the error. It is the read
+// that ends the connection, after all data that has arrived.
 func (c *Conn) writeLocked(b []byte) error {
 	n, err := c.tcp.Write(b)
 	c.sent.Add(int64(n))
-	if err != nil && !errors.Is(err, unix.EPIPE) {
-		c.end(err, time.Now())
+	if err != nil && !errors.Is(err, unix.EPIPE) && c.failed == nil {
+		c.failed, c.failedAt = err, time.Now()
 	}
 	return err
 }
@@ -158,10 +161,10 @@ func (c *Conn) read() {
 	}
 }
 
-// end keeps the first error; the caller holds the lock. Closing frees the local port.
+// end is called by the read, once, with the lock held. Closing frees the local port.
 func (c *Conn) end(err error, at time.Time) {
-	if !c.Alive() {
-		return
+	if c.failed != nil {
+		err, at = c.failed, c.failedAt
 	}
 	c.err, c.endedAt = err, at
 	close(c.ended)

@@ -29,11 +29,11 @@ func (h *Host) LinkUp(dev string) error {
 	return h.ip(batch...)
 }
 
-// AddAddr gives a device one more address, such as 10.1.0.9/24.
+// AddAddr gives a device one more address, such as 10.1.0.9/24. Programs use it only when told.
 func (h *Host) AddAddr(dev string, prefix netip.Prefix) error {
 	line := fmt.Sprintf("addr add %s dev %s", prefix, dev)
 	if prefix.Addr().Is6() {
-		line += " nodad"
+		line += " nodad preferred_lft 0"
 	}
 	return h.ip(line)
 }
