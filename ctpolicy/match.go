@@ -70,15 +70,16 @@ func (m *Matcher) Direction(client, server netip.Addr) Direction {
 	return Forwarded
 }
 
-// clientPort is the lowest port that is taken for a client's, where it matters.
-const clientPort = 1024
+// ClientPort is the lowest port that is taken for a client's, where only ports can tell which end is the client
+// (net.ipv4.ip_local_port_range).
+const ClientPort = 32768
 
 // Reversed is the policy that covers a forwarded flow which conntrack has the wrong way round, or nil: it picked the flow
 // up in mid-flow, from a packet of the server. Then it checks no windows (tcp_new of nf_conntrack_proto_tcp.c sets
-// BE_LIBERAL). Flows with address translation can't be turned.
+// BE_LIBERAL). Flows with address translation can't be turned, and those whose ports don't tell are left alone.
 func (m *Matcher) Reversed(e *conntrack.Entry) *Policy {
 	if e.OrigFlags&e.ReplyFlags&conntrack.FlagLiberal == 0 || e.Status&conntrack.StatusNAT != 0 ||
-		m.port(e.Orig.Src.Port()) == nil || m.port(e.Orig.Dst.Port()) != nil || e.Orig.Dst.Port() < clientPort {
+		m.port(e.Orig.Src.Port()) == nil || e.Orig.Src.Port() >= ClientPort || e.Orig.Dst.Port() < ClientPort {
 		return nil
 	}
 	if m.Direction(e.Orig.Src.Addr(), e.Orig.Dst.Addr()) != Forwarded {

@@ -178,6 +178,7 @@ func TestMatcherDirection(t *testing.T) {
 func TestMatcherReversed(t *testing.T) {
 	p := ldap()
 	p.To = prefixes("10.1.0.0/16")
+	p.Ports = append(p.Ports, PortRange{40000, 40000})
 	m := NewMatcher([]Policy{p}, here)
 	for name, c := range map[string]struct {
 		src, dst string
@@ -189,7 +190,8 @@ func TestMatcherReversed(t *testing.T) {
 		"with a handshake":    {"10.1.0.2:389", "10.0.0.1:40000", func(e *conntrack.Entry) { e.OrigFlags = 0 }, false},
 		"translated":          {"10.1.0.2:389", "10.0.0.1:40000", func(e *conntrack.Entry) { e.Status |= conntrack.StatusSrcNAT }, false},
 		"both ports covered":  {"10.1.0.2:389", "10.0.0.1:636", nil, false},
-		"to a low port":       {"10.1.0.2:389", "10.0.0.1:22", nil, false},
+		"to a low port":       {"10.1.0.2:389", "10.0.0.1:5432", nil, false},
+		"from a high port":    {"10.1.0.2:40000", "10.0.0.1:50000", nil, false},
 		"another server":      {"10.2.0.2:389", "10.0.0.1:40000", nil, false},
 		"the client is here":  {"10.1.0.2:389", "10.0.0.254:40000", nil, false},
 		"port is not covered": {"10.1.0.2:390", "10.0.0.1:40000", nil, false},

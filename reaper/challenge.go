@@ -73,16 +73,11 @@ func (r *Reaper) confirm(it *item) {
 
 // look finds out which ends are closed. An end that is this host's has no socket here (any more).
 func (r *Reaper) look(it *item) {
-	client, server := it.entry.Orig.Src, it.entry.Reply.Src
 	for i, end := range ends(&it.entry) {
 		if it.results[i].Method != "" {
 			continue
 		}
-		from, to := client, server
-		if i == 1 {
-			from, to = server, client
-		}
-		ago, ok, err := r.Table.Closed(from, to)
+		ago, ok, err := r.Table.Closed(end.local, end.remote)
 		switch {
 		case err != nil:
 			it.results[i].Reason = err.Error()

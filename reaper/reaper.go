@@ -57,8 +57,7 @@ type Table interface {
 	// Note keeps a line for the next reaper.
 	Note(text string) error
 	// Closed tells how long ago the rules last answered a packet from one end of a pinned flow to the other with a reset,
-	// after its deadline, or saw a reset from it. The addresses are those between destination and source NAT: the
-	// client's in the original tuple, the server's in the reply tuple.
+	// after its deadline, or saw a reset from it. The addresses are those that this end knows.
 	Closed(from, to netip.AddrPort) (ago time.Duration, ok bool, err error)
 	// Hold makes the rules drop packets in mid-flow that conntrack does not know, with the ports of the tuples, for a
 	// second: nothing may answer them while their entry is being replaced. TCP sends them again.

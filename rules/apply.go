@@ -114,7 +114,9 @@ func (tx *transaction) clear() {
 			tx.flush(flowsSet(&families[i]))
 		}
 	}
-	tx.flush(mapMatch)
+	for _, name := range []string{mapMatch, mapMatchReply, mapEnd} {
+		tx.flush(name)
+	}
 	for _, d := range ctpolicy.Directions {
 		tx.flush(limitMap(d))
 	}
@@ -266,8 +268,10 @@ func (tx *transaction) allPorts() {
 	for i := range tx.config.Policies {
 		p := &tx.config.Policies[i]
 		if p.Addresses() {
-			tx.ports(mapMatch, p, matchChain(p.Name))
+			tx.ports(mapMatch, p, matchChain(p.Name, false))
+			tx.ports(mapMatchReply, p, matchChain(p.Name, true))
 		}
+		tx.ports(mapEnd, p, endChain(p.Name))
 		for _, d := range ctpolicy.Directions {
 			if p.Direction.Includes(d) {
 				tx.ports(limitMap(d), p, limitChain(p.Name))

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -27,9 +28,9 @@ func (c *chain) add(words ...exprs) { c.rules = append(c.rules, rule{exprs: join
 
 // The priorities at which we look at packets.
 const (
-	// Matching must come after conntrack (-200) and before destination NAT (-100): there the packet's addresses are
-	// the original tuple.
-	priorityMatch = -150 // mangle
+	// Matching and ending must come after conntrack (-200) and before destination NAT (-100): there a packet has the
+	// addresses that its sender knows.
+	priorityEnd = -150 // mangle
 	// Limiting comes before the filter chains of others, so that a packet they accept is still judged, and after
 	// destination NAT, so that the hook tells the direction.
 	priorityLimit = -10 // filter - 10
@@ -39,18 +40,21 @@ const (
 
 // chains is the whole table for a configuration, without the notes.
 func chains(c *Config) []chain {
-	list := matchChains(c.Policies)
+	var list []chain
 	for i := range c.Policies {
 		p := &c.Policies[i]
-		list = append(list, limitChainOf(p, p.Timeouts(c.Defaults)))
+		if p.Addresses() {
+			list = append(list, matchChainOf(p, false), matchChainOf(p, true))
+		}
+		list = append(list, limitChainOf(p, p.Timeouts(c.Defaults)), endChainOf(p))
 	}
-	return append(list, inputChain(), forwardChain(), outputChain(), probeChain(c.Mark))
+	addresses := slices.ContainsFunc(c.Policies, func(p ctpolicy.Policy) bool { return p.Addresses() })
+	return append(list, endAt(nftables.ChainHookPrerouting, addresses), endAt(nftables.ChainHookOutput, addresses),
+		inputChain(), forwardChain(), outputChain(), probeChain(c.Mark))
 }
 
-// established is the packets of open flows that are not pinned: nearly all.
-func established() exprs {
-	return join(ctState(expr.CtStateBitESTABLISHED), ctStatus(conntrack.StatusFixedTimeout, 0))
-}
+// unpinned is the packets of flows whose timeout is not fixed: nearly all.
+func unpinned() exprs { return ctStatus(conntrack.StatusFixedTimeout, 0) }
 
 // newInMidFlow is the packets that make conntrack pick up a flow without having seen its handshake.
 func newInMidFlow() exprs { return join(ctState(expr.CtStateBitNEW), tcpFlags(tcpSyn, 0)) }
@@ -61,26 +65,47 @@ func overdue() exprs {
 	return join(ctStatusIsNot(conntrack.StatusFixedTimeout, 0), ctExpires(ctpolicy.Window))
 }
 
-// baseChain begins a hook's chain. While a reaper is alive nearly every packet leaves at its second rule; without one
-// those from the server leave at the third. RST passes always: it is how an end learns that the other one is gone. It is
-// noted who is being reset after the deadline, and who sends a reset: that end has closed.
-func baseChain(name string, hook *nftables.ChainHook) chain {
+// endAt is where flows end: before NAT, so that the reset goes to the sender with the addresses that it knows. That of a
+// packet which is bridged (br_netfilter) never meets NAT on its way back (nf_send_reset). While a reaper is alive nearly
+// every packet leaves at once; without one those from the server leave next.
+func endAt(hook *nftables.ChainHook, addresses bool) chain {
+	c := chain{name: "end-prerouting", hook: hook, priority: priorityEnd}
+	if hook == nftables.ChainHookOutput {
+		c.name = "end-output"
+	}
+	if addresses {
+		c.add(ctState(expr.CtStateBitNEW), isTCP(), vmapPort(mapMatch))
+	}
+	if addresses && hook == nftables.ChainHookPrerouting {
+		c.add(newInMidFlow(), answersClient(), vmapSourcePort(mapMatchReply))
+	}
+	c.add(unpinned(), during(setAlive), accept())
+	c.add(unpinned(), ctReply(), accept())
+	c.letResetsPass(hook)
+	c.add(ctState(expr.CtStateBitESTABLISHED), vmapOriginalPort(mapEnd))
+	return c
+}
+
+// letResetsPass lets RST pass: it is how an end learns that the other one is gone. It is noted who is being reset after the
+// deadline, and who sends a reset: that end has closed. At output resets are not noted: they are those that our rules
+// send, in the name of the other end.
+func (c *chain) letResetsPass(hook *nftables.ChainHook) {
+	pass := func() { c.add(tcpFlags(tcpReset, tcpReset), accept()) }
+	if hook == nftables.ChainHookOutput {
+		pass()
+	} else {
+		defer pass()
+	}
+	for i := range families {
+		c.add(overdue(), families[i].update(closedSet(&families[i]), ctpolicy.Window))
+	}
+}
+
+// limitAt begins the chain of a hook that takes in new flows.
+func limitAt(name string, hook *nftables.ChainHook) chain {
 	c := chain{name: name, hook: hook, priority: priorityLimit}
 	c.add(notTCP(), accept())
-	c.add(established(), tcpFlags(tcpSyn|tcpReset, 0), during(setAlive), accept())
-	c.add(established(), ctReply(), accept())
-	note := func() {
-		for i := range families {
-			c.add(overdue(), families[i].update(closedSet(&families[i]), ctpolicy.Window))
-		}
-	}
-	if hook == nftables.ChainHookOutput { // there the resets are those that our rules send, in the name of the other end
-		c.add(tcpFlags(tcpReset, tcpReset), accept())
-		note()
-	} else {
-		note()
-		c.add(tcpFlags(tcpReset, tcpReset), accept())
-	}
+	c.add(ctStateIsNot(expr.CtStateBitNEW), tcpFlags(tcpSyn, 0), accept())
 	c.add(newInMidFlow(), portsIn(setHeld), drop())
 	return c
 }
@@ -94,62 +119,46 @@ func (c *chain) straysUnless(set string) {
 // inputChain sees what comes for this host: from clients of its servers, and from servers of its clients. What comes over
 // loopback has been at output.
 func inputChain() chain {
-	c := baseChain("input", nftables.ChainHookInput)
+	c := limitAt("input", nftables.ChainHookInput)
 	c.add(fromLoopback(), accept())
 	c.add(ctOriginal(), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
-	c.add(ctReply(), vmapOriginalPort(limitMap(ctpolicy.Outbound)))
 	c.straysUnless(setAlive) // a reaper finds the sockets of this host, whether conntrack knows them or not
 	return c
 }
 
-// outputChain sees the opposite. A flow over loopback is inbound; only here it has an entry that can still get a ct timeout
-// object.
+// outputChain sees what this host sends first. A flow over loopback is inbound; only here it has an entry that can still
+// get a ct timeout object.
 func outputChain() chain {
-	c := baseChain("output", nftables.ChainHookOutput)
+	c := limitAt("output", nftables.ChainHookOutput)
 	c.add(ctOriginal(), toHere(false), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
 	c.add(ctOriginal(), toHere(true), vmapOriginalPort(limitMap(ctpolicy.Outbound)))
-	c.add(ctReply(), vmapOriginalPort(limitMap(ctpolicy.Inbound)))
 	c.straysUnless(setAlive)
 	return c
 }
 
+// forwardChain also knows strays that the server sends. Conntrack takes it for the client.
 func forwardChain() chain {
-	c := baseChain("forward", nftables.ChainHookForward)
-	c.add(vmapOriginalPort(limitMap(ctpolicy.Forwarded)))
+	c := limitAt("forward", nftables.ChainHookForward)
+	c.add(ctOriginal(), vmapOriginalPort(limitMap(ctpolicy.Forwarded)))
+	c.add(newInMidFlow(), unlessDuring(setAdopt), answersClient(), vmapSourcePort(limitMap(ctpolicy.Forwarded)))
 	c.straysUnless(setAdopt)
 	return c
 }
 
-// matchChains label new flows whose addresses are those of a policy. They are the only ones that see the destination as
-// the client dials it, and they are not there when no policy needs them.
-func matchChains(policies []ctpolicy.Policy) []chain {
-	var list []chain
-	for i := range policies {
-		if policies[i].Addresses() {
-			list = append(list, matchChainOf(&policies[i]))
-		}
-	}
-	if list == nil {
-		return nil
-	}
-	return append(list, matchAt("match-prerouting", nftables.ChainHookPrerouting), matchAt("match-output", nftables.ChainHookOutput))
-}
-
-func matchAt(name string, hook *nftables.ChainHook) chain {
-	c := chain{name: name, hook: hook, priority: priorityMatch}
-	c.add(ctState(expr.CtStateBitNEW), isTCP(), vmapPort(mapMatch))
-	return c
-}
-
-func matchChainOf(p *ctpolicy.Policy) chain {
-	c := chain{name: matchChain(p.Name)}
+// matchChainOf labels new flows whose addresses are those of the policy, where they are still as the client dials them. The
+// reversed one is for strays that the server sends.
+func matchChainOf(p *ctpolicy.Policy, reversed bool) chain {
+	c := chain{name: matchChain(p.Name, reversed)}
 	for i := range families {
-		f := &families[i]
+		f := families[i]
+		if reversed {
+			f.source, f.dest = f.dest, f.source
+		}
 		for _, s := range addressSets(p) {
-			c.match(f, &s)
+			c.match(&f, &s)
 		}
 	}
-	c.add(setCtLabel(ctpolicy.LabelCovered))
+	c.add(setCtLabel(ctpolicy.LabelMatched))
 	return c
 }
 
@@ -175,21 +184,27 @@ const registerSlack = 20 * time.Millisecond
 // nf_conntrack_tcp_timeout_close).
 const closeTimeout = 10 * time.Second
 
-// limitChainOf ends flows, and takes in new ones. A SYN that would revive the entry of an earlier flow, and so inherit its
-// age, is refused: the entry is gone in a moment.
+// limitChainOf takes in new flows. A SYN that would revive the entry of an earlier flow, and so inherit its age, is
+// refused: the entry is gone in a moment.
 func limitChainOf(p *ctpolicy.Policy, timeouts conntrack.Timeouts) chain {
-	pinned := ctStatusIsNot(conntrack.StatusFixedTimeout, 0)
 	refuse := countReset(counterName(p.Name, CountRefused))
 	revived := join(syn(), ctState(expr.CtStateBitESTABLISHED))
 	c := chain{name: limitChain(p.Name)}
-	c.rules = []rule{{join(isTCP(), overdue(), countReset(counterName(p.Name, CountReset))), p.String()}}
-	c.add(syn(), pinned, refuse)
 	if p.Addresses() {
-		c.add(ctLabelUnset(ctpolicy.LabelCovered), leave())
+		c.add(ctLabelUnset(ctpolicy.LabelMatched), leave())
 	}
 	c.add(revived, ctLabel(ctpolicy.LabelTracked), ctExpires(time.Second), refuse)
 	c.add(revived, ctLabelUnset(ctpolicy.LabelTracked), ctExpires(closeTimeout), refuse)
-	c.add(ctState(expr.CtStateBitNEW), setCtTimeout(timeoutName(p.Name, timeouts)), setCtLabel(ctpolicy.LabelTracked), taken(p))
+	c.add(ctState(expr.CtStateBitNEW), setCtTimeout(timeoutName(p.Name, timeouts)), setCtLabel(ctpolicy.LabelCovered),
+		setCtLabel(ctpolicy.LabelTracked), taken(p))
+	return c
+}
+
+// endChainOf ends flows: those that are pinned, and without a reaper those whose time in the register is over.
+func endChainOf(p *ctpolicy.Policy) chain {
+	c := chain{name: endChain(p.Name)}
+	c.rules = []rule{{join(isTCP(), overdue(), countReset(counterName(p.Name, CountReset))), p.String()}}
+	c.add(syn(), ctStatusIsNot(conntrack.StatusFixedTimeout, 0), countReset(counterName(p.Name, CountRefused)))
 	c.register(p)
 	return c
 }
@@ -211,6 +226,7 @@ func (c *chain) register(p *ctpolicy.Policy) {
 	}
 	const open = conntrack.StatusAssured
 	c.add(ctStatusIsNot(open|conntrack.StatusFixedTimeout, open), leave())
+	c.add(ctLabelUnset(ctpolicy.LabelCovered), leave())
 	for i := range families {
 		set := flowsSet(&families[i])
 		c.add(ctLabelUnset(ctpolicy.LabelRegistered), families[i].update(set, p.MaxAge+registerSlack), setCtLabel(ctpolicy.LabelRegistered))

@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
+	"curfew/ctpolicy"
 	"curfew/ctpolicy/conntrack"
 )
 
@@ -103,6 +104,11 @@ func ctState(bit uint32) exprs {
 	return exprs{loadCt(expr.CtKeySTATE), mask(native32(bit)), notEqual(native32(0))}
 }
 
+// ct state != new
+func ctStateIsNot(bit uint32) exprs {
+	return exprs{loadCt(expr.CtKeySTATE), notEqual(native32(bit))}
+}
+
 // ct status & bits == value
 func ctStatus(bits, value uint32) exprs {
 	return exprs{loadCt(expr.CtKeySTATUS), mask(native32(bits)), equal(native32(value))}
@@ -160,6 +166,26 @@ func labelBit(bit int) []byte {
 func vmapOriginalPort(name string) exprs {
 	return join(isTCP(), exprs{
 		&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg, Direction: 0},
+		&expr.Lookup{SourceRegister: reg, SetName: name, IsDestRegSet: true},
+	})
+}
+
+// tcp sport < 32768 tcp dport >= 32768
+func answersClient() exprs {
+	port := binaryutil.BigEndian.PutUint16(ctpolicy.ClientPort)
+	load := func(offset uint32) expr.Any {
+		return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}
+	}
+	return join(isTCP(), exprs{
+		load(0), &expr.Cmp{Op: expr.CmpOpLt, Register: reg, Data: port},
+		load(2), &expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: port},
+	})
+}
+
+// tcp sport vmap @name
+func vmapSourcePort(name string) exprs {
+	return join(isTCP(), exprs{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
 		&expr.Lookup{SourceRegister: reg, SetName: name, IsDestRegSet: true},
 	})
 }

@@ -48,7 +48,7 @@ func Features() []Feature {
 		{"nf_tables", "CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET", "5.2", nothing},
 		{"connection tracking in rules", "CONFIG_NF_CONNTRACK, CONFIG_NFT_CT", "5.2", hooked(nftables.ChainHookOutput,
 			ctExpires(ctpolicy.Window), exprs{&expr.Notrack{}})},
-		{"reject with tcp reset", "CONFIG_NFT_REJECT, CONFIG_NFT_REJECT_INET", "5.2", hooked(nftables.ChainHookForward,
+		{"reject with tcp reset before routing", "CONFIG_NFT_REJECT, CONFIG_NFT_REJECT_INET", "5.9", hooked(nftables.ChainHookPrerouting,
 			isTCP(), exprs{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})},
 		{"ct timeout objects", "CONFIG_NF_CONNTRACK_TIMEOUT, CONFIG_NFT_OBJREF", "5.2", ctTimeoutObject},
 		{"ct labels", "CONFIG_NF_CONNTRACK_LABELS", "5.2", hooked(nftables.ChainHookOutput, setCtLabel(ctpolicy.LabelTracked))},

@@ -166,15 +166,15 @@ func (in *Installed) readPolicies(conn *nftables.Conn) error {
 
 // readPolicy reads all but the ports.
 func (in *Installed) readPolicy(conn *nftables.Conn, name string) (p ctpolicy.Policy, err error) {
-	texts, err := comments(conn, limitChain(name))
+	texts, err := comments(conn, endChain(name))
 	if err != nil {
 		return p, err
 	}
 	if len(texts) == 0 {
-		return p, fmt.Errorf("chain %s has lost its comment: install again with `curfew apply`", limitChain(name))
+		return p, fmt.Errorf("chain %s has lost its comment: install again with `curfew apply`", endChain(name))
 	}
 	if p, err = ctpolicy.ParseLimits(texts[0]); err != nil {
-		return p, fmt.Errorf("comment of chain %s: %w", limitChain(name), err)
+		return p, fmt.Errorf("comment of chain %s: %w", endChain(name), err)
 	}
 	p.Name = name
 	for key, prefixes := range map[string]*ctpolicy.Prefixes{"except": &p.Except, "from": &p.From, "to": &p.To} {

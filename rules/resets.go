@@ -33,8 +33,7 @@ func (r *Resets) Close() error { return r.conn.Close() }
 
 // Closed tells how long ago the rules last answered a packet from one end of a pinned flow to the other with a reset, after
 // its deadline, or saw a reset from it. It is not ok when they have not in the last ctpolicy.Window. The addresses are those
-// of the hooks input, forward and output: the destination translated already, the source not yet. It answers
-// ErrNotInstalled when the table is gone.
+// that this end knows. It answers ErrNotInstalled when the table is gone.
 func (r *Resets) Closed(from, to netip.AddrPort) (ago time.Duration, ok bool, err error) {
 	f := &families[0]
 	if from.Addr().Is6() {

@@ -55,20 +55,29 @@ const Heartbeat = 10 * time.Second
 
 // The sets, maps and chains that are there whatever the policies are.
 const (
-	setAlive   = "alive"
-	setAdopt   = "adopt"
-	setHeld    = "held"
-	mapMatch   = "match-by-port"
-	chainAbout = "about"
-	chainProbe = "probe"
+	setAlive = "alive"
+	setAdopt = "adopt"
+	setHeld  = "held"
+	mapMatch = "match-by-port"
+	mapEnd   = "end-by-port"
+	// mapMatchReply is by the source port, for packets of servers.
+	mapMatchReply = "match-reply-by-port"
+	chainAbout    = "about"
+	chainProbe    = "probe"
 )
 
 // limitMap is the map from ports to the policies that cover a direction.
 func limitMap(d ctpolicy.Direction) string { return string(d) + "-by-port" }
 
 // The names of a policy's chains, sets and counters. Each has a suffix, so that no policy's name is a keyword of nft.
-func matchChain(policy string) string { return policy + "-match" }
+func matchChain(policy string, reversed bool) string {
+	if reversed {
+		return policy + "-match-reply"
+	}
+	return policy + "-match"
+}
 func limitChain(policy string) string { return policy + "-limit" }
+func endChain(policy string) string   { return policy + "-end" }
 
 // Counters of a policy, by what they count.
 const (

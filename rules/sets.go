@@ -29,7 +29,7 @@ func fixedSets(registerSize uint32) []*nftables.Set {
 		f := &families[i]
 		list = append(list, f.flows(closedSet(f), closedSize, "ends that were reset after their deadline, or have sent a reset"))
 	}
-	list = append(list, portMap(mapMatch))
+	list = append(list, portMap(mapMatch), portMap(mapMatchReply), portMap(mapEnd))
 	for _, d := range ctpolicy.Directions {
 		list = append(list, portMap(limitMap(d)))
 	}

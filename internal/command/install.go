@@ -116,14 +116,14 @@ func oldTimestamps(notes []string) string {
 }
 
 // ourLabels are all label bits that we use.
-var ourLabels = conntrack.Bits(ctpolicy.LabelCovered, ctpolicy.LabelTracked, ctpolicy.LabelRegistered)
+var ourLabels = conntrack.Bits(ctpolicy.LabelMatched, ctpolicy.LabelCovered, ctpolicy.LabelTracked, ctpolicy.LabelRegistered)
 
 // clearLabels is for a table that is not there (yet): a label of an earlier one would make a flow look overdue.
 func (k *kernel) clearLabels() error {
 	return k.relabel(func(*conntrack.Entry) conntrack.Label { return conntrack.Label{} })
 }
 
-// updateLabels is for a table that is there now. Flows whose addresses are covered get the label that new ones get. After a
+// updateLabels is for a table that is there now. Flows that are covered get the labels that new ones get. After a
 // change every flow is registered anew, with the limit that holds now, and those of a policy that is gone have lost
 // their ct timeout object with it.
 func (k *kernel) updateLabels(old *rules.Installed, policies []ctpolicy.Policy) error {
@@ -134,8 +134,10 @@ func (k *kernel) updateLabels(old *rules.Installed, policies []ctpolicy.Policy) 
 	}
 	return k.relabel(func(e *conntrack.Entry) conntrack.Label {
 		label := e.Label
+		label.Clear(ctpolicy.LabelMatched)
 		label.Clear(ctpolicy.LabelCovered)
-		if p := now.Flow(e); p != nil && p.Addresses() {
+		if now.Flow(e) != nil {
+			label.Set(ctpolicy.LabelMatched)
 			label.Set(ctpolicy.LabelCovered)
 		}
 		if changed {

@@ -11,8 +11,8 @@ import (
 // warn tells what else on the host uses what is ours. What can't be found out is no reason not to go on.
 func warn(env *Env, mark uint32) {
 	labels, err := rules.LabelUsers()
-	tell(env, err, labels, "chain %s uses ct label %d, %d or %d, which are curfew's: limits may come early or late",
-		ctpolicy.LabelCovered, ctpolicy.LabelTracked, ctpolicy.LabelRegistered)
+	tell(env, err, labels, "chain %s uses one of the ct labels %d to %d, which are curfew's: limits may come early or late",
+		ctpolicy.LabelMatched, ctpolicy.LabelRegistered)
 	marks, err := rules.MarkUsers(mark)
 	tell(env, err, marks, "chain %s uses packet mark %#x, which is curfew's: challenges may be lost, or other packets untracked;"+
 		" choose another with --mark", mark)
