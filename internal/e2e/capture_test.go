@@ -72,12 +72,15 @@ func TestGatewayOnTheWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	challenges := g.count(t, packets, all)
-	for _, s := range all {
-		least := 0
-		if s.kind == "idle" {
-			least = 1
-		}
-		g.mustBeChallenged(t, s, challenges, least)
+	for _, s := range hearing {
+		g.mustBeChallenged(t, s, "client", challenges, s.least())
+		g.mustBeChallenged(t, s, "server", challenges, s.least())
+	}
+	for i := range deafClients {
+		g.mustBeChallenged(t, deafClients[i], "client", challenges, 2)
+		g.mustBeChallenged(t, deafClients[i], "server", challenges, 1)
+		g.mustBeChallenged(t, deafServers[i], "client", challenges, 1)
+		g.mustBeChallenged(t, deafServers[i], "server", challenges, 2)
 	}
 	t.Logf("%d packets, %d of %d ends were challenged", len(packets), len(challenges), 2*len(all))
 }
@@ -107,14 +110,21 @@ func (g *gateway) count(t *testing.T, packets []netnstest.Packet, all []*stream)
 	return challenges
 }
 
-func (g *gateway) mustBeChallenged(t *testing.T, s *stream, challenges map[place]int, least int) {
+// least is how many challenges each end needs: who sends is reset by the rule anyway.
+func (s *stream) least() int {
+	if s.byClient || s.byServer {
+		return 0
+	}
+	return 1
+}
+
+func (g *gateway) mustBeChallenged(t *testing.T, s *stream, end string, challenges map[place]int, least int) {
 	t.Helper()
-	for name, at := range map[string]place{
-		"client": {g.Near.B.Dev, s.client.LocalAddr(), s.client.RemoteAddr()},
-		"server": {g.Far.A.Dev, s.server.LocalAddr(), s.server.RemoteAddr()},
-	} {
-		if n := challenges[at]; n < least || n > maxChallenges {
-			t.Errorf("%s, %s: got %d challenges, want %d to %d", s.name, name, n, least, maxChallenges)
-		}
+	at := place{g.Near.B.Dev, s.client.LocalAddr(), s.client.RemoteAddr()}
+	if end == "server" {
+		at = place{g.Far.A.Dev, s.server.LocalAddr(), s.server.RemoteAddr()}
+	}
+	if n := challenges[at]; n < least || n > maxChallenges {
+		t.Errorf("%s, %s: got %d challenges, want %d to %d", s.name, end, n, least, maxChallenges)
 	}
 }

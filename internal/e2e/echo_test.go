@@ -99,7 +99,7 @@ func (e *echo) finish(t *testing.T) {
 	close(e.stop)
 	<-e.stopped
 	sent := e.sent.Load()
-	for deadline := time.Now().Add(late); e.received.Load() < sent && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); e.received.Load() < sent && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	if got := e.received.Load(); got != sent || sent < 10 {

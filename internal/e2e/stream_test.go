@@ -10,8 +10,14 @@ import (
 	"curfew/internal/netnstest"
 )
 
-// hello is what both ends send first, more than a packet.
-const hello = 10_000
+const (
+	// hello is what both ends send first.
+	hello = 10_000
+	// chunk is what a busy end sends at a time, more than a packet.
+	chunk = 2000
+	// settled is how long before the limit data must be sent to be certain to arrive: no less than a retransmission.
+	settled = 4 * early
+)
 
 // A traffic is what a forwarded connection does until its limit.
 type traffic struct {
@@ -65,10 +71,10 @@ func newStream(t *testing.T, p *pair, k traffic) *stream {
 		}
 	}
 	if k.byClient {
-		p.client.Stream(pace, hello)
+		p.client.Stream(pace, chunk)
 	}
 	if k.byServer {
-		p.server.Stream(pace, hello)
+		p.server.Stream(pace, chunk)
 	}
 	go s.watch()
 	return s
@@ -147,7 +153,7 @@ func mustAllEndWhole(t *testing.T, limit time.Duration, groups ...[]*stream) {
 		for _, s := range streams {
 			s.mustEnd(t, limit)
 			s.mustBeReset(t)
-			s.mustBeWhole(t, s.born.from.Add(limit-early))
+			s.mustBeWhole(t, s.born.from.Add(limit-settled))
 		}
 	}
 }

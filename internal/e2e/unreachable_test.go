@@ -79,7 +79,7 @@ func TestGatewayUnreachableEnd(t *testing.T) {
 		for _, s := range l.streams {
 			s.mustEndAt(t, "the other end", l.here(s), limit)
 			s.mustBeResetAt(t, "the other end", l.here(s))
-			s.mustBeWhole(t, s.born.from.Add(limit-early))
+			s.mustBeWhole(t, s.born.from.Add(limit-settled))
 		}
 	}
 	sleepUntil(both[1].streams[0].born.to.Add(limit + allAttempts))
