@@ -24,14 +24,17 @@ type statusJSON struct {
 		Left  float64
 	}
 	Policies []struct {
-		Name     string
-		Ports    string
-		MaxAge   float64 `json:"max_age"`
-		Idle     float64
-		Open     int
-		Counters map[string]struct{ Packets, Bytes uint64 }
+		Name                        string
+		Ports                       string
+		MaxAge                      float64 `json:"max_age"`
+		Idle                        float64
+		Direction, From, To, Except string
+		Open                        int
+		Counters                    map[string]struct{ Packets, Bytes uint64 }
 	}
 	Connections []statusConnection
+	Adopt       float64
+	Stray       struct{ Packets, Bytes uint64 }
 }
 
 type statusConnection struct {
@@ -113,7 +116,7 @@ func TestStatus(t *testing.T) {
 	if len(s.Policies) != 2 || len(s.Connections) != len(older)+len(younger)+len(idling)+len(talking)+len(closing) {
 		t.Fatalf("%d policies and %d connections: %+v", len(s.Policies), len(s.Connections), s)
 	}
-	if p := s.Policies[0]; p.Name != "web" || p.Ports != "8081,8090-8099" || p.MaxAge != maxAge.Seconds() || p.Idle != 0 || p.Open != 6 || len(p.Counters) != 4 {
+	if p := s.Policies[0]; p.Name != "web" || p.Ports != "8081,8090-8099" || p.MaxAge != maxAge.Seconds() || p.Idle != 0 || p.Open != 6 || len(p.Counters) != 3 {
 		t.Errorf("first policy is %+v", p)
 	}
 	if p := s.Policies[1]; p.Name != "db" || p.Ports != "8082" || p.MaxAge != 3600 || p.Idle != idle.Seconds() || p.Open != 6 {
@@ -205,8 +208,8 @@ func mustShowText(t *testing.T, h *netnstest.Host, reaper *process, one *pair) {
 	}
 	for _, want := range [][]string{
 		{"POLICY", "PORTS", "MAX AGE", "IDLE", "COVERS", "OPEN", "RESET", "FALLBACK", "REFUSED"},
-		{"web", "8081,8090-8099", "6s", "-", "any", "6", "0", "0", "0", "0"},
-		{"db", "8082", "1h", "20s", "any", "6", "0", "0", "0", "0"},
+		{"web", "8081,8090-8099", "6s", "-", "any", "6", "0", "0", "0"},
+		{"db", "8082", "1h", "20s", "any", "6", "0", "0", "0"},
 		{"CLIENT", "SERVER", "POLICY", "AGE", "LEFT", "LIMIT", "STATE", "PINNED"},
 	} {
 		// The columns' widths are free.
