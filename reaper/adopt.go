@@ -52,9 +52,9 @@ func (r *Reaper) lookAround(fn func(*conntrack.Entry)) error {
 	r.observeClock()
 	r.seen.reset()
 	err := r.Flows.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
-		covered := r.Policies.Flow(e) != nil
-		r.notice(e, covered)
-		if covered {
+		p := r.Policies.Flow(e)
+		r.notice(e, p)
+		if p != nil {
 			r.seen.add(e.Orig)
 			fn(e)
 		}
@@ -90,7 +90,7 @@ func (r *Reaper) adopt(tuple conntrack.Tuple) (made bool, err error) {
 
 // PinAll schedules a pin for every covered flow, also for handshakes that are not complete, so that the kernel alone
 // ends them. Flows whose time is up already are struck. It answers how many flows no pin can help: those of policies
-// without max_age, and those whose deadline is too far away. Drain does the work.
+// without max_age, those whose deadline is too far away, and those in a flowtable. Drain does the work.
 func (r *Reaper) PinAll() (without int, err error) {
 	now := r.now()
 	err = r.lookAround(func(e *conntrack.Entry) {
@@ -99,7 +99,7 @@ func (r *Reaper) PinAll() (without int, err error) {
 		}
 		p := r.Policies.Flow(e)
 		d := ctpolicy.Deadline{At: r.Judge.Birth(e, now).Add(p.MaxAge), Cause: ctpolicy.CauseMaxAge}
-		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 {
+		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || (ctpolicy.Offloaded(e) && now < d.At) {
 			without++
 			return
 		}

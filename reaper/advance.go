@@ -1,6 +1,7 @@
 package reaper
 
 import (
+	"fmt"
 	"time"
 
 	"curfew/ctpolicy"
@@ -32,35 +33,41 @@ func (r *Reaper) advance(it *item) {
 	case stepChallenge:
 		r.challenge(it)
 		return
-	case stepConfirm:
-		r.confirm(it)
-		return
 	case stepForget:
 		r.deleteEnded(it)
 		return
 	}
-	if it.forced {
+	switch {
+	case it.forced:
 		r.force(it)
-		return
+	case ctpolicy.Open(&e) || (it.step == stepStrike && resetByRule(&e)):
+		r.proceed(it)
+	default:
+		r.schedule.drop(it) // it has closed by itself
 	}
-	if !ctpolicy.Open(&e) && (it.step != stepStrike || !ctpolicy.Pinned(&e)) {
-		r.schedule.drop(it)
-		return
-	}
+}
+
+// resetByRule tells that an entry was closed by a reset, perhaps the rule's, which only one end was told of.
+func resetByRule(e *conntrack.Entry) bool {
+	return ctpolicy.Pinned(e) && e.State == conntrack.StateClose
+}
+
+// proceed does what the deadline asks for, as it is now.
+func (r *Reaper) proceed(it *item) {
 	now := r.now()
-	d := r.fresh(it, &e, now)
+	d := r.fresh(it, &it.entry, now)
+	next, at := nextStep(&it.entry, d, now)
 	switch {
 	case d.Passed:
 		r.strike(it)
 	case d.At > now.Add(it.policy.Lead()):
 		r.schedule.drop(it) // it talked; a later sweep will find it again
-	case it.step == stepPin && d.Cause == ctpolicy.CauseMaxAge && !ctpolicy.Offloaded(&e):
-		r.pin(it)
-	case d.Cause == ctpolicy.CauseIdle:
+	case next == stepWatch:
 		r.watch(it, d, now)
+	case next == stepPin && it.step == stepPin:
+		r.pin(it)
 	default:
 		it.deadline = d
-		next, at := nextStep(&e, d, now)
 		r.schedule.later(it, next, max(at, now))
 	}
 }
@@ -71,9 +78,9 @@ func (r *Reaper) watch(it *item, d ctpolicy.Deadline, now ctpolicy.Instant) {
 	it.deadline = ctpolicy.Deadline{At: now, Cause: d.Cause} // not passed yet
 	at := max(d.At, now.Add(watchEvery))
 	if d.At <= now {
-		sockets, _ := r.lookup(it) // without a socket the entry is looked at more often
+		sockets, _ := r.lookup(&it.entry) // without a socket the entry is looked at more often
 		for i := range sockets {
-			if pause, ok := pauseOf(&sockets[i]); ok {
+			if pause, ok := pauseOf(&sockets[i].Socket); ok {
 				it.deadline.At = max(now, min(now.Add(it.policy.Idle-pause), d.At.Add(time.Second)))
 				at = max(at, it.deadline.At)
 			}
@@ -84,17 +91,20 @@ func (r *Reaper) watch(it *item, d ctpolicy.Deadline, now ctpolicy.Instant) {
 
 // force is for the items of PinAll and EndAll.
 func (r *Reaper) force(it *item) {
-	if it.step == stepPin && r.now() < it.deadline.At && !ctpolicy.Offloaded(&it.entry) {
+	switch {
+	case it.step != stepPin || r.now() >= it.deadline.At:
+		r.strike(it)
+	case ctpolicy.Offloaded(&it.entry):
+		r.schedule.later(it, stepStrike, it.deadline.At)
+	default:
 		r.pin(it)
-		return
 	}
-	r.strike(it)
 }
 
-// fresh judges the entry as it is now. What was found before stays in force for max_age: reading a pinned entry again
-// would move its deadline by the fraction of a second that the kernel cuts.
+// fresh judges the entry as it is now. What was found before stays in force for max_age, and after a strike: reading a
+// pinned entry again would move its deadline by the fraction of a second that the kernel cuts.
 func (r *Reaper) fresh(it *item, e *conntrack.Entry, now ctpolicy.Instant) ctpolicy.Deadline {
-	if it.deadline.Cause == ctpolicy.CauseMaxAge && ctpolicy.Pinned(e) {
+	if ctpolicy.Pinned(e) && (it.deadline.Cause == ctpolicy.CauseMaxAge || it.deadline.Passed) {
 		d := it.deadline
 		d.Passed = now >= d.At
 		return d
@@ -121,33 +131,37 @@ func (r *Reaper) judge(p *ctpolicy.Policy, e *conntrack.Entry, now ctpolicy.Inst
 
 // unreadable handles an item whose entry can't be read: mostly because the flow has ended by itself.
 func (r *Reaper) unreadable(it *item, err error) {
-	if gone(err) {
-		r.schedule.drop(it)
-		r.vanished(it)
+	if !gone(err) {
+		r.tryAgain(it, it.step, err)
 		return
 	}
-	r.tryAgain(it, it.step, err)
-}
-
-// vanished reports a flow whose entry has gone while it was being ended.
-func (r *Reaper) vanished(it *item) {
+	r.schedule.drop(it)
 	switch {
-	case it.survived:
-	case it.step == stepChallenge || it.step == stepConfirm:
-		it.settle(MethodGone, "") // its client has used its port again
+	case it.reported:
+	case it.step == stepChallenge:
+		it.settleOpen(MethodGone) // its client has used its port again
 		r.report(it)
-	case it.tries > 0 && it.step != stepPin:
-		it.settle(MethodNone, "its entry expired before it could be ended")
+	case it.tries > 0 && (it.step == stepStrike || it.step == stepWatch):
+		it.blame("could not be ended before the entry expired")
 		r.report(it)
 	}
 }
 
-// tryAgain repeats a step some times, and then reports a survivor.
+// tryAgain repeats a step some times. Then a flow has survived, if its time is up.
 func (r *Reaper) tryAgain(it *item, s step, err error) {
-	if it.tries++; it.tries < maxTries {
-		r.schedule.later(it, s, r.now().Add(repeatAfter))
-		return
+	now := r.now()
+	it.tries++
+	switch {
+	case it.tries < maxTries:
+		r.schedule.later(it, s, now.Add(repeatAfter))
+	case s == stepForget:
+		r.schedule.drop(it) // it has ended, and a sweep finds its entry
+	case now < it.deadline.At:
+		r.Log.Warn("prepare the end of a connection", "flow", it.entry.Orig, "error", err)
+		it.tries = 0
+		r.schedule.later(it, stepStrike, it.deadline.At)
+	default:
+		it.blame(fmt.Sprintf("could not be ended: %v", err))
+		r.survived(it)
 	}
-	it.settle(MethodNone, err.Error())
-	r.survived(it)
 }

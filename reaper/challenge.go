@@ -2,90 +2,118 @@ package reaper
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"curfew/ctpolicy"
 	"curfew/reaper/challenge"
 )
 
 const (
 	// ruleDelay is how long after the deadline the rule of a pin is certain to answer.
 	ruleDelay = 20 * time.Millisecond
-	// confirmAfter is when to look first whether a challenge was answered.
-	confirmAfter = 25 * time.Millisecond
-	// closedSlack is how long before its deadline, which is known to the second only, a flow can have been reset. An
+	// lookAfter is when to look first whether a challenge was answered.
+	lookAfter = 25 * time.Millisecond
+	// closedSlack is how long before its deadline, which may be known to the second only, a flow can have been reset. An
 	// earlier flow on the same tuple was reset longer ago: the shortest limit is a second.
 	closedSlack = 900 * time.Millisecond
 )
 
-// challenge makes each end that nobody has told yet show its numbers: the answer meets the rule, which resets it.
+// challenge makes the ends that are not known to have ended show their numbers. The answer to a challenge meets the
+// rule, which resets the end that sent it. Between two challenges it looks again and again, with doubling pauses.
 func (r *Reaper) challenge(it *item) {
-	r.look(it)
+	r.settle(it)
+	now := r.now()
+	again := it.sent.Add(challenge.Interval)
 	switch {
 	case it.settled():
 		r.forget(it)
-	case it.tries == challenge.Attempts:
-		it.settle(MethodNone, "it did not answer; perhaps it is gone")
+	case it.asked > 0 && now < again:
+		r.schedule.later(it, stepChallenge, min(again, now.Add(max(lookAfter, now.Sub(it.sent)))))
+	case it.asked == challenge.Attempts:
 		r.survived(it)
 	default:
-		r.send(it)
+		r.ask(it)
 	}
 }
 
-// send makes one attempt. What one attempt fails to send, the next one may.
-func (r *Reaper) send(it *item) {
+// settle finds out which ends have ended. It comes after a strike that has found no socket here.
+func (r *Reaper) settle(it *item) {
 	for i, end := range ends(&it.entry) {
-		if it.results[i].Method != "" {
+		o := &it.outcomes[i]
+		if !o.open() {
 			continue
 		}
-		it.results[i].Reason = ""
-		if err := r.Challenger.Send(end.remote, end.local, it.tries); err != nil {
-			it.results[i].Reason = sendReason(err)
+		closed, err := r.closed(it, end)
+		switch {
+		case closed:
+			o.method = MethodRule
+		case r.Local(end.local.Addr()):
+			r.settleLocal(it, o)
+		case err != nil && o.asked:
+			o.reason = fmt.Sprintf("may have ended, but the rules can't tell: %v", err)
+		}
+	}
+}
+
+// settleLocal is for an end that has no socket here.
+func (r *Reaper) settleLocal(it *item, o *outcome) {
+	// In another zone it may be somebody else's, with an address of this host.
+	if other, err := r.inZoneZero(&it.entry); (other || err != nil) && ctpolicy.MidFlow(&it.entry) {
+		o.reason = "can't be told from a connection in zone 0 with its addresses"
+		return
+	}
+	o.method = MethodGone
+}
+
+// closed tells that the rules have seen the end of a client or server after the deadline. What they remember may be of an
+// earlier flow on the same ports.
+func (r *Reaper) closed(it *item, e end) (bool, error) {
+	ago, ok, err := r.Table.Closed(e.local, e.remote)
+	if err != nil {
+		r.Log.Debug("ask the rules", "flow", it.entry.Orig, "error", err)
+		return false, err
+	}
+	at := r.now().Add(-ago)
+	if !ok || at < it.deadline.At.Add(-closedSlack) {
+		return false, nil
+	}
+	it.ended = max(it.ended, at)
+	return true, nil
+}
+
+// ask sends a challenge to each end that may be open.
+func (r *Reaper) ask(it *item) {
+	if err := r.arm(it); err != nil {
+		r.unreadable(it, err)
+		return
+	}
+	for i, end := range ends(&it.entry) {
+		o := &it.outcomes[i]
+		if !o.open() || r.Local(end.local.Addr()) {
+			continue
+		}
+		err := r.Challenger.Send(end.remote, end.local, it.asked)
+		switch {
+		case err == nil:
+			o.asked, o.reason = true, "did not answer"
+		case !o.asked:
+			o.reason = unsent(err)
+		}
+		if err != nil {
 			r.Log.Debug("challenge", "flow", it.entry.Orig, "error", err)
 		}
 	}
-	it.tries++
+	it.asked++
 	it.sent = r.now()
-	r.schedule.later(it, stepConfirm, it.sent.Add(confirmAfter))
+	r.schedule.later(it, stepChallenge, it.sent.Add(lookAfter))
 }
 
-func sendReason(err error) string {
+func unsent(err error) string {
 	if errors.Is(err, unix.EPERM) {
-		return "a firewall rule of this host drops our challenges"
+		return fmt.Sprintf("can't be reached: a firewall on this host drops our challenges (%v)", err)
 	}
-	return err.Error()
-}
-
-// confirm looks whether a challenge was answered, soon and then less and less often.
-func (r *Reaper) confirm(it *item) {
-	r.look(it)
-	now, again := r.now(), it.sent.Add(challenge.Interval)
-	switch {
-	case it.settled():
-		r.forget(it)
-	case now < again:
-		r.schedule.later(it, stepConfirm, min(again, it.sent.Add(2*now.Sub(it.sent))))
-	default:
-		r.challenge(it)
-	}
-}
-
-// look finds out which ends are closed. An end that is this host's has no socket here (any more).
-func (r *Reaper) look(it *item) {
-	for i, end := range ends(&it.entry) {
-		if it.results[i].Method != "" {
-			continue
-		}
-		ago, ok, err := r.Table.Closed(end.local, end.remote)
-		switch {
-		case err != nil:
-			it.results[i].Reason = err.Error()
-		case ok && r.now().Add(-ago) >= it.deadline.At.Add(-closedSlack):
-			it.results[i] = EndResult{Method: MethodRule}
-		}
-		if it.results[i].Method == "" && r.Local(end.local.Addr()) {
-			it.results[i] = EndResult{Method: MethodGone}
-		}
-	}
+	return fmt.Sprintf("can't be reached: %v", err)
 }

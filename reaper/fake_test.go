@@ -38,7 +38,9 @@ type kernel struct {
 	defaults ctpolicy.Timeouts
 
 	entries   []*entry
-	byTuple   map[conntrack.Tuple]*entry // both directions
+	byTuple   map[zoned]*entry                     // both directions
+	closed    map[conntrack.Tuple]ctpolicy.Instant // from one end to the other, by their own addresses
+	held      map[conntrack.Tuple]ctpolicy.Instant // until when
 	conns     []*conn
 	listeners []netip.AddrPort
 	cookies   uint64
@@ -52,9 +54,19 @@ type kernel struct {
 	hook         func(call string)       // before each call
 	fault        func(call string) error // what the call answers instead
 	atOnce       int                     // calls since the time moved
+	sent         func(to string)         // a challenge
+	unsendable   netip.AddrPort          // the end to which sending fails
+	sendFault    error                   // with this error
+	unknown      netip.AddrPort          // the end that the rules can't tell of
+	between      func()                  // after Renew has deleted an entry, and before it makes the new one
 	changes      []string                // calls that changed something
 	calling      bool                    // a call of the reaper is under way
 	killed       bool                    // and its process has been killed
+}
+
+type zoned struct {
+	conntrack.Tuple
+	zone uint16
 }
 
 type event struct {
@@ -80,6 +92,7 @@ type conn struct {
 	wasDue         ctpolicy.Instant // when it ended a pause that was too long
 	ended          ctpolicy.Instant // when the last end closed
 	untracked      bool             // its packets make no entries
+	bypass         ctpolicy.Instant // until when a flowtable forwards it
 	mayEnd         bool             // at any time
 }
 
@@ -90,7 +103,8 @@ type tcp struct {
 	state         sockdiag.State
 	cookie        uint64
 	sent, got     ctpolicy.Instant
-	deaf          int // leaves that many challenges unanswered; <0: all
+	device        uint32 // that it is bound to
+	deaf          int    // leaves that many challenges unanswered; <0: all
 	answered      ctpolicy.Instant
 }
 
@@ -102,7 +116,8 @@ func newKernel(tb testing.TB, policies ...ctpolicy.Policy) *kernel {
 	}
 	k := &kernel{
 		tb: tb, boot: ctpolicy.Instant(100 * time.Hour), offset: 1_700_000_000_000_000_000,
-		policies: ctpolicy.NewMatcher(policies, isHere), byTuple: map[conntrack.Tuple]*entry{},
+		policies: ctpolicy.NewMatcher(policies, isHere), byTuple: map[zoned]*entry{},
+		closed: map[conntrack.Tuple]ctpolicy.Instant{}, held: map[conntrack.Tuple]ctpolicy.Instant{},
 	}
 	for i := range k.defaults {
 		k.defaults[i] = 120
@@ -238,7 +253,7 @@ func (k *kernel) newEntry(c *conn, orig, reply conntrack.Tuple) *entry {
 	}
 	e.expires = k.boot.Add(e.base)
 	k.entries = append(k.entries, e)
-	k.byTuple[orig], k.byTuple[reply] = e, e
+	k.byTuple[zoned{orig, 0}], k.byTuple[zoned{reply, 0}] = e, e
 	return e
 }
 
@@ -305,8 +320,17 @@ func (c *conn) send(from *tcp, flag flag, force string) {
 	if !from.open() && flag != rst {
 		return
 	}
+	if flag != data {
+		k.onload(c)
+	}
+	if k.holds(c) {
+		if flag != rst {
+			k.after(300*time.Millisecond, func() { c.send(from, flag, force) })
+		}
+		return
+	}
 	e := k.track(c, from, flag)
-	if e != nil && flag != rst && k.ruled(e) {
+	if k.ruled(c, e, from) && flag != rst {
 		e.State = conntrack.StateClose
 		c.end(from, "the rule")
 		return
@@ -340,6 +364,37 @@ func (c *conn) send(from *tcp, flag flag, force string) {
 	}
 }
 
+// offload gives a connection to a flowtable, which bypasses the rules, until it gives it up after a pause.
+func (k *kernel) offload(c *conn) {
+	e := k.find(c.tuple)
+	e.Status |= conntrack.StatusOffload
+	e.expires, c.bypass = k.boot.Add(24*time.Hour), k.boot.Add(24*time.Hour)
+	var look func()
+	look = func() {
+		if k.boot.Sub(c.talked) >= flowtablePause {
+			k.onload(c)
+		} else if k.boot < c.bypass {
+			k.after(time.Second, look)
+		}
+	}
+	k.after(time.Second, look)
+}
+
+// flowtablePause is nf_flowtable_tcp_timeout.
+const flowtablePause = 30 * time.Second
+
+// onload takes it back (flow_offload_fixup_ct).
+func (k *kernel) onload(c *conn) {
+	if k.boot >= c.bypass {
+		return
+	}
+	c.bypass = k.boot
+	if e := k.find(c.tuple); e != nil && ctpolicy.Offloaded(&e.Entry) {
+		e.Status &^= conntrack.StatusOffload
+		e.expires = k.boot.Add(time.Duration(k.defaults[conntrack.TimeoutEstablished])*time.Second - flowtablePause)
+	}
+}
+
 // track finds the entry of a packet. One is made for the middle of a connection too (nf_conntrack_tcp_loose).
 func (k *kernel) track(c *conn, from *tcp, flag flag) *entry {
 	tuple, reply := c.tuple, c.reply
@@ -349,16 +404,31 @@ func (k *kernel) track(c *conn, from *tcp, flag flag) *entry {
 	e := k.find(tuple)
 	if e == nil && !c.untracked && flag != rst {
 		e = k.newEntry(c, tuple, reply)
+		e.OrigFlags, e.ReplyFlags = conntrack.FlagLiberal, conntrack.FlagLiberal
 	}
-	if e != nil && e.conn != c {
+	if e != nil && e.conn != c || k.boot < c.bypass {
 		return nil
 	}
 	return e
 }
 
-// ruled tells whether the rule resets the sender.
-func (k *kernel) ruled(e *entry) bool {
-	return k.policies.Flow(&e.Entry) != nil && ctpolicy.Pinned(&e.Entry) && e.expires.Sub(k.boot) <= ctpolicy.Window
+// holds tells whether the rules drop what the connection sends now.
+func (k *kernel) holds(c *conn) bool {
+	return k.boot < k.held[c.tuple] && k.find(c.tuple) == nil && k.boot >= c.bypass
+}
+
+// ruled tells whether the rule resets the sender of a packet, or lets its reset through; it remembers both.
+func (k *kernel) ruled(c *conn, e *entry, from *tcp) bool {
+	if e == nil || k.policies.Flow(&e.Entry) == nil || !ctpolicy.Pinned(&e.Entry) || e.expires.Sub(k.boot) > ctpolicy.Window {
+		return false
+	}
+	k.closed[c.way(from)] = k.boot
+	return true
+}
+
+// way is from one end to the other, by the addresses that it knows.
+func (c *conn) way(from *tcp) conntrack.Tuple {
+	return conntrack.Tuple{Src: from.local, Dst: from.remote}
 }
 
 func (e *entry) stateOr(state uint8) uint8 {
@@ -409,8 +479,10 @@ func (c *conn) shut() {
 
 // The table of entries.
 
-func (k *kernel) find(t conntrack.Tuple) *entry {
-	e := k.byTuple[t]
+func (k *kernel) find(t conntrack.Tuple) *entry { return k.findIn(t, 0) }
+
+func (k *kernel) findIn(t conntrack.Tuple, zone uint16) *entry {
+	e := k.byTuple[zoned{t, zone}]
 	if e != nil && e.expires <= k.boot {
 		k.remove(e)
 		return nil
@@ -420,8 +492,8 @@ func (k *kernel) find(t conntrack.Tuple) *entry {
 
 func (k *kernel) remove(e *entry) {
 	for _, t := range []conntrack.Tuple{e.Orig, e.Reply} {
-		if k.byTuple[t] == e {
-			delete(k.byTuple, t)
+		if z := (zoned{t, e.Zone}); k.byTuple[z] == e {
+			delete(k.byTuple, z)
 		}
 	}
 	k.entries = slices.DeleteFunc(k.entries, func(x *entry) bool { return x == e })
@@ -436,6 +508,9 @@ func (k *kernel) flush() {
 func (k *kernel) read(e *entry) conntrack.Entry {
 	now := e.Entry
 	now.Timeout = uint32(e.expires.Sub(k.boot) / time.Second)
+	if ctpolicy.Offloaded(&now) {
+		now.Timeout, now.State, now.OrigFlags, now.ReplyFlags = 0, 0, 0, 0
+	}
 	return now
 }
 
@@ -449,7 +524,7 @@ func (k *kernel) Dump(f conntrack.Filter, fn func(*conntrack.Entry) error) error
 	for part := range slices.Chunk(all, 100) {
 		var read []conntrack.Entry
 		for _, e := range part {
-			if k.byTuple[e.Orig] == e && k.find(e.Orig) == e && (e.Status^f.Status)&f.StatusMask == 0 {
+			if k.findIn(e.Orig, e.Zone) == e && (e.Status^f.Status)&f.StatusMask == 0 {
 				read = append(read, k.read(e))
 			}
 		}
@@ -469,8 +544,8 @@ func (k *kernel) Get(t conntrack.Tuple, zone uint16) (conntrack.Entry, error) {
 	return k.get(t, zone)
 }
 
-func (k *kernel) get(t conntrack.Tuple, _ uint16) (conntrack.Entry, error) {
-	e := k.find(t)
+func (k *kernel) get(t conntrack.Tuple, zone uint16) (conntrack.Entry, error) {
+	e := k.findIn(t, zone)
 	if e == nil {
 		return conntrack.Entry{}, fmt.Errorf("get %s: %w", t, conntrack.ErrGone)
 	}
@@ -493,11 +568,12 @@ func (k *kernel) change(name string, e *conntrack.Entry) (*entry, error) {
 	if err := k.call(name); err != nil {
 		return nil, err
 	}
-	now := k.find(e.Orig)
+	now := k.findIn(e.Orig, e.Zone)
 	if now == nil || !now.Same(e) {
 		return nil, fmt.Errorf("%s %s: %w", name, e.Orig, conntrack.ErrGone)
 	}
-	if k.policies.Flow(&now.Entry) == nil && name != "Delete" {
+	turned := name == "Renew" && k.policies.Reversed(&now.Entry) != nil
+	if k.policies.Flow(&now.Entry) == nil && name != "Delete" && !turned {
 		k.tb.Errorf("%s of %s, which no policy covers", name, e.Orig)
 	}
 	k.changes = append(k.changes, name)
@@ -508,6 +584,9 @@ func (k *kernel) Pin(old *conntrack.Entry, seconds uint32) error {
 	e, err := k.change("Pin", old)
 	if err != nil || ctpolicy.Pinned(&e.Entry) {
 		return err
+	}
+	if ctpolicy.Offloaded(&e.Entry) {
+		k.tb.Errorf("%s is pinned in a flowtable", e.conn)
 	}
 	c := e.conn
 	c.mayEnd = c.mayEnd || c.due()
@@ -520,11 +599,16 @@ func (k *kernel) Pin(old *conntrack.Entry, seconds uint32) error {
 	}
 	e.expires = k.boot.Add(time.Duration(seconds) * time.Second)
 	e.Status |= conntrack.StatusFixedTimeout
-	starts := e.expires.Add(-ctpolicy.Window)
+	k.notEarly(e)
+	return nil
+}
+
+// notEarly fails when the rule of a pinned entry starts before the time is up.
+func (k *kernel) notEarly(e *entry) {
+	c, starts := e.conn, e.expires.Add(-ctpolicy.Window)
 	if maxAge := c.policy.MaxAge; !c.due() && (maxAge == 0 || starts < c.born.Add(maxAge)) {
 		k.tb.Errorf("%s is pinned so that the rule starts %s too early", c, c.born.Add(maxAge).Sub(starts))
 	}
-	return nil
 }
 
 func (k *kernel) Create(t conntrack.Tuple, seconds uint32) error {
@@ -552,18 +636,44 @@ func (k *kernel) Create(t conntrack.Tuple, seconds uint32) error {
 	return nil
 }
 
-func (k *kernel) Release(old *conntrack.Entry, seconds uint32) error {
-	e, err := k.change("Release", old)
+func (k *kernel) Renew(old *conntrack.Entry, change func(*conntrack.Entry)) (conntrack.Entry, error) {
+	e, err := k.change("Renew", old)
 	if err != nil {
-		return err
+		return conntrack.Entry{}, err
 	}
-	c, t := e.conn, e.Orig
+	c, anew := e.conn, k.read(e)
+	if k.held[e.Orig] <= k.boot || k.held[e.Reply] <= k.boot {
+		k.tb.Errorf("the entry of %s is renewed and nothing is held", c)
+	}
 	k.remove(e)
-	e = k.newEntry(c, t, reversed(t))
-	e.Label = conntrack.Label{}
+	if ctpolicy.Offloaded(&anew) {
+		c.bypass = k.boot.Add(time.Second)
+	}
+	if k.between != nil {
+		k.between()
+	}
+	if change(&anew); k.findIn(anew.Orig, anew.Zone) != nil || k.findIn(anew.Reply, anew.Zone) != nil {
+		return conntrack.Entry{}, fmt.Errorf("renew %s: %w", anew.Orig, unix.EEXIST)
+	}
+	return k.read(k.renewed(c, &anew)), nil
+}
+
+// renewed has no timeout object.
+func (k *kernel) renewed(c *conn, anew *conntrack.Entry) *entry {
+	e := k.newEntry(c, anew.Orig, anew.Reply)
+	start := e.Start
+	e.Entry, e.Start = *anew, start
+	e.ID++
+	e.Status &^= conntrack.StatusOffload
 	e.base = time.Duration(k.defaults[conntrack.TimeoutEstablished]) * time.Second
-	e.expires = k.boot.Add(time.Duration(seconds) * time.Second)
-	return nil
+	e.expires = k.boot.Add(time.Duration(anew.Timeout) * time.Second)
+	if e.State == 0 {
+		k.tb.Errorf("the entry of %s is renewed without a state", c)
+	}
+	if ctpolicy.Pinned(&e.Entry) {
+		k.notEarly(e)
+	}
+	return e
 }
 
 func (k *kernel) MarkClosed(old *conntrack.Entry) error {
@@ -580,10 +690,10 @@ func (k *kernel) MarkClosed(old *conntrack.Entry) error {
 	return nil
 }
 
-func (k *kernel) MarkWaiting(old *conntrack.Entry) error {
-	e, err := k.change("MarkWaiting", old)
+func (k *kernel) Assure(old *conntrack.Entry) error {
+	e, err := k.change("Assure", old)
 	if err == nil {
-		e.State = conntrack.StateTimeWait
+		e.Status |= conntrack.StatusAssured
 	}
 	return err
 }
@@ -622,7 +732,7 @@ func (k sockets) each(fn func(c *conn, e *tcp) error) error {
 }
 
 func (k sockets) socket(e *tcp, info bool) sockdiag.Socket {
-	s := sockdiag.Socket{Local: e.local, Remote: e.remote, State: e.state, Cookie: e.cookie, HasInfo: info}
+	s := sockdiag.Socket{Local: e.local, Remote: e.remote, State: e.state, Cookie: e.cookie, HasInfo: info, Interface: e.device}
 	if info {
 		s.LastSent = k.boot.Sub(e.sent).Truncate(time.Millisecond)
 		s.LastRecv = k.boot.Sub(e.got).Truncate(time.Millisecond)
@@ -631,13 +741,13 @@ func (k sockets) socket(e *tcp, info bool) sockdiag.Socket {
 	return s
 }
 
-func (k sockets) Lookup(local, remote netip.AddrPort) (sockdiag.Socket, error) {
+func (k sockets) LookupOn(local, remote netip.AddrPort, device uint32) (sockdiag.Socket, error) {
 	if err := k.call("Lookup"); err != nil {
 		return sockdiag.Socket{}, err
 	}
 	s, err := sockdiag.Socket{}, error(fmt.Errorf("look up socket: %w", sockdiag.ErrNotFound))
 	_ = k.each(func(_ *conn, e *tcp) error {
-		if e.local == local && e.remote == remote {
+		if e.local == local && e.remote == remote && (e.device == 0 || e.device == device) {
 			s, err = k.socket(e, e.state != sockdiag.TimeWait), nil
 		}
 		return nil
@@ -701,6 +811,12 @@ func (k *kernel) Send(from, to netip.AddrPort, _ int) error {
 	if err := k.call("Send"); err != nil {
 		return err
 	}
+	if k.sent != nil {
+		k.sent(to.String())
+	}
+	if to == k.unsendable && k.sendFault != nil {
+		return k.sendFault
+	}
 	for _, c := range slices.Backward(k.conns) {
 		for _, e := range []*tcp{c.client, c.server} {
 			if e.local == to && e.remote == from {
@@ -729,6 +845,7 @@ func (k *kernel) challenged(c *conn, e *tcp) {
 	if e.open() {
 		c.send(e, data, "")
 	} else if entry := k.track(c, e, rst); entry != nil {
+		k.ruled(c, entry, e) // the other end does not believe a reset with these numbers
 		entry.refresh(k, conntrack.StateClose)
 	}
 	c.talked = talked // it has nothing to say
@@ -741,6 +858,28 @@ func (k *kernel) StopBeat() error { return nil }
 
 func (k *kernel) Note(text string) error {
 	k.notes = append(k.notes, text)
+	return nil
+}
+
+func (k *kernel) Closed(from, to netip.AddrPort) (time.Duration, bool, error) {
+	if err := k.call("Closed"); err != nil {
+		return 0, false, err
+	}
+	if from == k.unknown {
+		return 0, false, errBroken
+	}
+	at, ok := k.closed[conntrack.Tuple{Src: from, Dst: to}]
+	ago := k.boot.Sub(at)
+	return ago, ok && ago <= ctpolicy.Window, nil
+}
+
+func (k *kernel) Hold(tuples ...conntrack.Tuple) error {
+	if err := k.call("Hold"); err != nil {
+		return err
+	}
+	for _, t := range tuples {
+		k.held[t] = k.boot.Add(time.Second)
+	}
 	return nil
 }
 
@@ -790,10 +929,45 @@ func (w *world) start() {
 		},
 		Local: isHere,
 		Log:   slog.New(slog.NewTextHandler(&w.log, nil)),
-		Ended: func(r *Result) { w.results = append(w.results, *r) },
+		Ended: func(r *Result) { w.verify(r); w.results = append(w.results, *r) },
 	}
 	w.r.Init()
 	w.sweepAt = k.boot
+}
+
+// verify compares a result with what is true of each end.
+func (w *world) verify(r *Result) {
+	for _, c := range slices.Backward(w.conns) {
+		client, server := c.client, c.server
+		if c.tuple == reversed(r.Flow) { // an orphan whose ports do not tell
+			client, server = server, client
+		}
+		if client.local != r.Flow.Src || client.remote != r.Flow.Dst || c.open() && !c.due() { // the next one on its ports
+			continue
+		}
+		w.verifyEnd(c, client, &r.Client)
+		w.verifyEnd(c, server, &r.Server)
+		return
+	}
+	w.tb.Errorf("a result of no connection: %+v", r)
+}
+
+func (w *world) verifyEnd(c *conn, e *tcp, r *EndResult) {
+	_, ruled := w.closed[c.way(e)]
+	wrong := e.open()
+	switch r.Method {
+	case MethodNone:
+		wrong = r.Reason == ""
+	case MethodSocket:
+		wrong = wrong || !e.here
+	case MethodPeer:
+		wrong = wrong || !c.other(e).here
+	case MethodRule:
+		wrong = wrong || !ruled
+	}
+	if wrong {
+		w.tb.Errorf("%s: the end %s is %v, result %+v", c, e.local, e.state, r)
+	}
 }
 
 // errKilled ends a reaper in the middle of its work.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"curfew/ctpolicy"
+	"curfew/reaper/challenge"
 	"curfew/reaper/sockdiag"
 )
 
@@ -18,7 +19,7 @@ import (
 // again, the reaper dies and comes back, the clock is stepped, calls fail. The kernel checks that nothing ends early and
 // nothing is touched that no policy covers. To see one again: HISTORY=<seed> go test -run TestHistories.
 func TestHistories(t *testing.T) {
-	first, count := uint64(1), uint64(2000)
+	first, count := uint64(1), uint64(1000)
 	if text := os.Getenv("HISTORY"); text != "" {
 		seed, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
@@ -38,13 +39,15 @@ func TestHistories(t *testing.T) {
 
 type history struct {
 	*world
-	rnd      *rand.Rand
-	faulty   bool // calls may fail
-	restarts bool
-	steps    bool // of the clock
-	noticed  int  // notes at the last step
-	over     bool // no connection opens any more
-	story    []string
+	rnd       *rand.Rand
+	faulty    bool // calls may fail
+	restarts  bool
+	steps     bool           // of the clock
+	noticed   int            // notes at the last step
+	over      bool           // no connection opens any more
+	deaf      map[*conn]bool // an end does not answer at once
+	offloaded map[*conn]bool
+	story     []string
 }
 
 func (h *history) tell(format string, args ...any) {
@@ -58,7 +61,7 @@ func (h *history) time(limit time.Duration) time.Duration {
 }
 
 func live(t *testing.T, seed uint64) {
-	h := &history{rnd: rand.New(rand.NewPCG(seed, 3))}
+	h := &history{rnd: rand.New(rand.NewPCG(seed, 3)), deaf: map[*conn]bool{}, offloaded: map[*conn]bool{}}
 	policy := limit(time.Duration(2+h.rnd.IntN(12))*time.Second, 0)
 	switch h.rnd.IntN(3) {
 	case 0:
@@ -68,6 +71,7 @@ func live(t *testing.T, seed uint64) {
 	}
 	h.world = newWorld(t, policy)
 	h.faulty, h.restarts, h.steps = h.chance(30), h.chance(30), h.chance(30)
+	h.pinRaces = max(0, h.rnd.IntN(12)-8)
 	h.cost = []time.Duration{0, 0, 20 * time.Microsecond, time.Millisecond}[h.rnd.IntN(4)]
 	h.lag = []time.Duration{0, 0, 100 * time.Microsecond, 30 * time.Millisecond}[h.rnd.IntN(4)]
 	h.fault = func(call string) error {
@@ -123,8 +127,18 @@ func (h *history) everythingEnds(policy ctpolicy.Policy) {
 			c.send(c.client, rst, "")
 		}
 	}
-	h.run(2*policy.MaxAge + 2*policy.Idle + 30*time.Second)
+	if h.chance(50) { // the deaf ends can hear again, or their entries expire
+		for _, c := range h.conns {
+			c.client.deaf, c.server.deaf = 0, 0
+		}
+	}
+	h.run(2*policy.MaxAge + 2*policy.Idle + 30*time.Second + ctpolicy.Window + restAfter)
 	h.drained()
+	for _, c := range h.conns {
+		if c.policy != nil && c.open() && c.client.deaf >= 0 && c.server.deaf >= 0 {
+			h.tb.Errorf("%s is open in the end", c)
+		}
+	}
 	if n := len(h.r.orphans); n != 0 {
 		h.tb.Errorf("%d orphans are left", n)
 	}
@@ -139,15 +153,27 @@ func (h *history) overstay(p ctpolicy.Policy) {
 	}
 	bound := 500*time.Millisecond + 2*h.lag + 100*h.cost
 	for _, c := range h.conns {
-		forwarded := !c.client.here && !c.server.here
-		if c.policy == nil || !c.open() || forwarded && !c.established() {
-			continue // of a forwarded flow the answer of one end counts for both
+		if c.policy == nil || !h.mustEnd(c) {
+			continue
 		}
-		age, pause := h.boot.Sub(c.born), h.boot.Sub(c.talked)
-		if p.MaxAge > 0 && age > p.MaxAge+bound || p.Idle > 0 && pause > p.Idle+bound {
+		age, pause, bound := h.boot.Sub(c.born), h.boot.Sub(c.talked), bound
+		if h.deaf[c] {
+			bound += challengesTake
+		}
+		if p.MaxAge > 0 && age > p.MaxAge+bound || p.Idle > 0 && pause > p.Idle+bound && !h.offloaded[c] {
 			h.tb.Errorf("%s is open at age %s after a pause of %s", c, age, pause)
 		}
 	}
+}
+
+// mustEnd tells whether an end is open that answers challenges.
+func (h *history) mustEnd(c *conn) bool {
+	for _, e := range []*tcp{c.client, c.server} {
+		if e.open() && (e.deaf == 0 || e.here) {
+			return true
+		}
+	}
+	return false
 }
 
 // birth opens a connection, on a tuple that is free, and perhaps used before.
@@ -172,7 +198,20 @@ func (h *history) birth() {
 		h.find(c.tuple).base = 432000 * time.Second
 		h.find(c.tuple).expires = h.boot.Add(432000 * time.Second)
 	}
-	h.tell("open %s (%s)", c, p.name)
+	for _, e := range []*tcp{c.client, c.server} {
+		if h.chance(15) {
+			h.deaf[c] = true
+			e.deaf = 1 + h.rnd.IntN(challenge.Attempts-1)
+		} else if h.chance(10) {
+			e.deaf = -1
+		}
+	}
+	h.tell("open %s (%s), deaf %d and %d", c, p.name, c.client.deaf, c.server.deaf)
+	if p == forwarded && h.chance(20) {
+		h.tell("a flowtable takes %s", c)
+		h.offloaded[c], h.deaf[c] = true, true
+		h.offload(c)
+	}
 	h.act(c)
 }
 

@@ -55,7 +55,7 @@ func TestMaxAge(t *testing.T) {
 				w.run(2 * time.Second)
 				method, slack := MethodSocket, time.Duration(0)
 				if !p.hasSocket() {
-					method, slack = MethodRule, ruleDelay+confirmAfter
+					method, slack = MethodRule, ruleDelay+lookAfter
 				}
 				ended(t, c, maxAge, slack)
 				r := w.one()

@@ -51,20 +51,31 @@ func (r *Reaper) pinAndCheck(it *item, seconds uint32) (right bool, err error) {
 	return it.entry.Timeout <= seconds && it.entry.Timeout+pinTolerance >= seconds, nil
 }
 
-// pinAnew replaces an entry that was pinned for the wrong time, and schedules the flow to be pinned again.
+// pinAnew replaces an entry that was pinned for the wrong time, and schedules the flow to be pinned again. The new
+// entry has another birth, so the deadline is not judged again.
 func (r *Reaper) pinAnew(it *item) error {
-	// Between the two entries a packet must not be taken for a stray, or for one of this host.
-	if err := r.Table.Hold(it.entry.Tuples()...); err != nil {
+	if err := r.renew(it, r.unpinned); err != nil {
 		return err
 	}
-	err := r.renew(it, func(anew *conntrack.Entry) {
-		anew.Status &^= conntrack.StatusFixedTimeout
-		anew.Timeout = r.Judge.Defaults[conntrack.TimeoutEstablished]
-	})
-	if err != nil {
-		return err
-	}
-	it.forced = true // the new entry has another birth
+	it.forced = true
 	r.schedule.later(it, stepPin, ctpolicy.PinAt(it.deadline.At, r.now()))
 	return nil
+}
+
+// arm makes the rule answer, from now on, what the ends of a flow send whose time is up.
+func (r *Reaper) arm(it *item) error {
+	now := r.now()
+	if ctpolicy.Offloaded(&it.entry) || ctpolicy.Pinned(&it.entry) && pinnedLate(&it.entry, now) {
+		return r.renew(it, pinForWindow)
+	}
+	if ctpolicy.Pinned(&it.entry) {
+		return nil
+	}
+	seconds, _ := ctpolicy.PinTimeout(it.deadline.At, now)
+	return r.Flows.Pin(&it.entry, seconds)
+}
+
+// pinnedLate tells that the rule can't answer yet, which starts up to a second before the latest deadline of a pin.
+func pinnedLate(e *conntrack.Entry, now ctpolicy.Instant) bool {
+	return ctpolicy.PinnedDeadline(e, now) > now.Add(time.Second)
 }

@@ -25,8 +25,8 @@ type Flows interface {
 	Again(e *conntrack.Entry) (conntrack.Entry, error)
 	Pin(e *conntrack.Entry, seconds uint32) error
 	Create(tuple conntrack.Tuple, seconds uint32) error
-	// Renew replaces an entry by one with the same address translation, which change may alter. Its birth is lost. It
-	// answers unix.EEXIST when a packet was faster and made an entry of its own.
+	// Renew replaces an entry by one with the same tuples and address translation, which change may alter. Its birth is
+	// lost. It answers the new entry, or unix.EEXIST when a packet was faster and made one of its own.
 	Renew(e *conntrack.Entry, change func(anew *conntrack.Entry)) (conntrack.Entry, error)
 	// Assure makes an entry that was picked up in mid-flow one that sweeps look at.
 	Assure(e *conntrack.Entry) error
@@ -36,9 +36,9 @@ type Flows interface {
 
 // Sockets is what the reaper needs of this host's sockets.
 type Sockets interface {
-	// Lookup never answers a listener; sockdiag.ErrNotFound when there is no such connection. A socket that is bound to a
-	// device is only found with its index.
-	Lookup(local, remote netip.AddrPort, device uint32) (sockdiag.Socket, error)
+	// LookupOn never answers a listener; sockdiag.ErrNotFound when there is no such connection. It finds a socket that is
+	// bound to a device only by the device's index.
+	LookupOn(local, remote netip.AddrPort, ifindex uint32) (sockdiag.Socket, error)
 	List(q sockdiag.Query, fn func(*sockdiag.Socket) error) error
 	Listeners(fn func(local netip.AddrPort) error) error
 	// Destroy ends the socket that was looked up, and none other.
@@ -57,10 +57,11 @@ type Table interface {
 	// Note keeps a line for the next reaper.
 	Note(text string) error
 	// Closed tells how long ago the rules last answered a packet from one end of a pinned flow to the other with a reset,
-	// after its deadline, or saw a reset from it. The addresses are those that this end knows.
+	// after its deadline, or saw a reset from it. ok is false when they have not in the last ctpolicy.Window. The addresses
+	// are those that this end knows.
 	Closed(from, to netip.AddrPort) (ago time.Duration, ok bool, err error)
-	// Hold makes the rules drop packets in mid-flow that conntrack does not know, with the ports of the tuples, for a
-	// second: nothing may answer them while their entry is being replaced. TCP sends them again.
+	// Hold makes the rules drop packets in mid-flow that conntrack does not know, from and to these ports, for a second:
+	// nothing may answer them while an entry is being replaced. TCP sends them again.
 	Hold(tuples ...conntrack.Tuple) error
 }
 
@@ -86,20 +87,20 @@ type Reaper struct {
 	schedule *schedule
 	seen     seen
 	orphans  map[uint64]*orphan
-	devices  map[end]uint32 // of the sockets that are bound to one
-	swept    bool           // there was a sweep
+	round    uint64
+	listens  [1 << 10]uint64 // local ports that have a listener
+	bound    map[end]uint32  // the devices that sockets are bound to; see rememberDevice
+	swept    bool            // once at least
+	working  atomic.Int64    // since when, as an Instant; 0 while it waits
 
-	reversed, unassured []conntrack.Entry // what the sweep in hand has noticed
-	round               uint64
-	listens             [1 << 10]uint64 // local ports that have a listener
-	working             atomic.Int64    // since when, as an Instant; 0 while it waits
+	// What a look at the table has found that needs to be mended.
+	reversed, unassured []conntrack.Entry
 }
 
 // Init makes the reaper ready for use.
 func (r *Reaper) Init() {
 	r.schedule = newSchedule()
 	r.orphans = map[uint64]*orphan{}
-	r.devices = map[end]uint32{}
 }
 
 // The sweep's interval follows from the shortest limit.

@@ -2,31 +2,23 @@ package reaper
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"curfew/ctpolicy"
 	"curfew/ctpolicy/conntrack"
 )
 
-// A Method is how an end of a flow was ended, or the flow.
+// A Method is how a flow, or one end of it, was ended.
 type Method string
 
-// The methods.
+// The methods. Of its ends' methods a flow has the first in this order; never MethodPeer, which comes with MethodSocket.
 const (
-	MethodSocket Method = "socket"   // its socket here was destroyed
-	MethodPeer   Method = "peer"     // the reset of its peer's socket, which was destroyed here, told it
-	MethodRule   Method = "rule"     // a rule has reset it
-	MethodGone   Method = "gone"     // it had closed already
 	MethodNone   Method = "survived" // it could not be ended
+	MethodSocket Method = "socket"   // its socket here was destroyed
+	MethodPeer   Method = "peer"     // the other end's socket was destroyed here, and that told it
+	MethodRule   Method = "rule"     // the rules have reset it
+	MethodGone   Method = "gone"     // it had closed already
 )
-
-// An EndResult tells what became of one end.
-type EndResult struct {
-	Method Method // "" while it is not known
-	// Reason says why it survived.
-	Reason string
-}
 
 // A Result tells what became of a flow whose time was up.
 type Result struct {
@@ -37,53 +29,98 @@ type Result struct {
 	// Age is the time since its birth, as far as that is known.
 	Age time.Duration
 	// Late is the time since its deadline.
-	Late time.Duration
-	// Method is that of the end that was harder to end.
+	Late           time.Duration
 	Method         Method
 	Client, Server EndResult
+	// Reason says which ends survived, and why.
+	Reason string
 }
 
-// Reason says which end survived, and why.
-func (r *Result) Reason() string {
-	var reasons []string
-	if r.Client.Reason != "" {
-		reasons = append(reasons, fmt.Sprintf("client %s: %s", r.Flow.Src, r.Client.Reason))
-	}
-	if r.Server.Reason != "" {
-		reasons = append(reasons, fmt.Sprintf("server %s: %s", r.Flow.Dst, r.Server.Reason))
-	}
-	return strings.Join(reasons, "; ")
+// An EndResult tells what became of one end.
+type EndResult struct {
+	Method Method
+	Reason string // why it survived: "did not answer"
 }
 
-// hardest is the method of a flow.
-func hardest(ends [2]EndResult) Method {
+// An outcome is what is known so far of one end of a flow whose time is up.
+type outcome struct {
+	method Method // empty while it may be open
+	asked  bool   // a challenge was sent
+	reason string // why it is open, as far as that is known
+}
+
+func (o *outcome) open() bool { return o.method == "" }
+
+func (o *outcome) result() EndResult {
+	if o.open() {
+		return EndResult{MethodNone, o.reason}
+	}
+	return EndResult{Method: o.method}
+}
+
+// settled tells that no end can be open.
+func (it *item) settled() bool { return !it.outcomes[0].open() && !it.outcomes[1].open() }
+
+// settleOpen sets the method of the ends that are not settled.
+func (it *item) settleOpen(m Method) {
+	for i := range it.outcomes {
+		if it.outcomes[i].open() {
+			it.outcomes[i].method = m
+		}
+	}
+}
+
+// blame sets the reason of the ends that are not settled.
+func (it *item) blame(reason string) {
+	for i := range it.outcomes {
+		it.outcomes[i].reason = reason
+	}
+}
+
+// method is that of the whole flow.
+func (r *Result) method() Method {
 	for _, m := range []Method{MethodNone, MethodSocket, MethodRule} {
-		if ends[0].Method == m || ends[1].Method == m {
+		if r.Client.Method == m || r.Server.Method == m {
 			return m
 		}
 	}
 	return MethodGone
 }
 
-// settle gives the ends whose end is not known yet a result.
-func (it *item) settle(m Method, reason string) {
-	for i := range it.results {
-		if it.results[i].Method == "" {
-			it.results[i] = EndResult{m, reason}
-		}
+// reason names the ends that survived.
+func (r *Result) reason(e *conntrack.Entry) string {
+	client, server := fmt.Sprintf("client %s", e.Orig.Src), fmt.Sprintf("server %s", e.Reply.Src)
+	switch {
+	case r.Client.Method != MethodNone && r.Server.Method != MethodNone:
+		return ""
+	case r.Server.Method != MethodNone:
+		return client + " " + r.Client.Reason
+	case r.Client.Method != MethodNone:
+		return server + " " + r.Server.Reason
+	case r.Client.Reason == r.Server.Reason:
+		return client + " and " + server + " " + r.Client.Reason
+	}
+	return client + " " + r.Client.Reason + ", " + server + " " + r.Server.Reason
+}
+
+func (r *Reaper) report(it *item) {
+	ended := r.now()
+	if it.settled() && it.ended != 0 {
+		ended = max(it.ended, it.deadline.At)
+	}
+	result := Result{
+		Policy: it.policy.Name, Flow: it.entry.Orig, Limit: it.deadline.Cause,
+		Age: ended.Sub(it.birth), Late: ended.Sub(it.deadline.At),
+		Client: it.outcomes[0].result(), Server: it.outcomes[1].result(),
+	}
+	result.Method, result.Reason = result.method(), result.reason(&it.entry)
+	r.log(&result)
+	if r.Ended != nil {
+		r.Ended(&result)
 	}
 }
 
-// settled tells whether the results of both ends are known.
-func (it *item) settled() bool { return it.results[0].Method != "" && it.results[1].Method != "" }
-
-func (r *Reaper) report(it *item) {
-	now := r.now()
-	result := Result{
-		Policy: it.policy.Name, Flow: it.entry.Orig, Limit: it.deadline.Cause,
-		Age: now.Sub(it.birth), Late: now.Sub(it.deadline.At), Method: hardest(it.results),
-		Client: it.results[0], Server: it.results[1],
-	}
+func (r *Reaper) log(result *Result) {
 	log, message := r.Log.Info, "ended"
 	if result.Method == MethodNone {
 		log, message = r.Log.Warn, "survived"
@@ -93,11 +130,8 @@ func (r *Reaper) report(it *item) {
 		"age", result.Age.Round(time.Millisecond), "late", fmt.Sprintf("%.1fms", result.Late.Seconds()*1000),
 		"method", result.Method, "client", result.Client.Method, "server", result.Server.Method,
 	}
-	if reason := result.Reason(); reason != "" {
-		attrs = append(attrs, "reason", reason)
+	if result.Reason != "" {
+		attrs = append(attrs, "reason", result.Reason)
 	}
 	log(message, attrs...)
-	if r.Ended != nil {
-		r.Ended(&result)
-	}
 }

@@ -14,8 +14,7 @@ const (
 	stepPin       step = iota // fix the deadline in the kernel
 	stepWatch                 // look whether the idle limit has passed
 	stepStrike                // end it
-	stepChallenge             // make a remote end show its numbers
-	stepConfirm               // see whether the challenge was answered
+	stepChallenge             // see which ends have ended, and make the others show their numbers
 	stepForget                // delete its entry
 )
 
@@ -31,11 +30,13 @@ type item struct {
 	forced   bool
 	step     step
 	at       ctpolicy.Instant // when to do it
-	tries    int
+	tries    int              // that failed
 	rule     ctpolicy.Instant // from when the rule answers, if this process has pinned the flow; else 0
-	sent     ctpolicy.Instant // the last challenge
-	results  [2]EndResult     // of the client and the server
-	survived bool             // reported as such; it is tried again now and then
+	asked    int              // challenges
+	sent     ctpolicy.Instant // the last one
+	outcomes [2]outcome       // of the client and the server
+	ended    ctpolicy.Instant // when the rules have reset the last end, as far as they have
+	reported bool             // as a survivor
 }
 
 // identity is what makes a flow the same flow; the tuple alone may be used again.
@@ -95,10 +96,10 @@ func (s *schedule) later(it *item, step step, at ctpolicy.Instant) {
 	heap.Push(&s.queue, it)
 }
 
-// rename gives a popped item another entry.
-func (s *schedule) rename(it *item, e *conntrack.Entry) {
+// become gives a popped item the entry that has replaced its own.
+func (s *schedule) become(it *item, anew *conntrack.Entry) {
 	s.drop(it)
-	it.entry = *e
+	it.entry = *anew
 	s.known[it.identity()] = it
 }
 

@@ -17,7 +17,6 @@ var openSockets = sockdiag.States(sockdiag.Established, sockdiag.FinWait1, sockd
 // client's, so there the remote port decides. With info, fn learns the sockets' pauses.
 func (r *Reaper) coveredSockets(info bool, fn func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error) error {
 	clear(r.listens[:])
-	clear(r.devices)
 	err := r.Sockets.Listeners(func(local netip.AddrPort) error {
 		r.listens[local.Port()/64] |= 1 << (local.Port() % 64)
 		return nil
@@ -30,17 +29,19 @@ func (r *Reaper) coveredSockets(info bool, fn func(s *sockdiag.Socket, tuple con
 	for i, p := range ports {
 		ranges[i] = sockdiag.PortRange(p)
 	}
+	bound := map[end]uint32{}
 	query := sockdiag.Query{States: openSockets, LocalPorts: ranges, RemotePorts: ranges, Info: info}
-	return r.Sockets.List(query, func(s *sockdiag.Socket) error {
-		tuple, p := r.direction(s)
-		if p == nil {
-			return nil
+	err = r.Sockets.List(query, func(s *sockdiag.Socket) error {
+		rememberDevice(bound, s)
+		if tuple, p := r.direction(s); p != nil {
+			return fn(s, tuple, p)
 		}
-		if s.Interface != 0 {
-			r.devices[end{s.Local, s.Remote}] = s.Interface
-		}
-		return fn(s, tuple, p)
+		return nil
 	})
+	if err == nil {
+		r.bound = bound
+	}
+	return err
 }
 
 func (r *Reaper) direction(s *sockdiag.Socket) (conntrack.Tuple, *ctpolicy.Policy) {
@@ -138,7 +139,7 @@ func orphanDeadline(p *ctpolicy.Policy, o *orphan, s *sockdiag.Socket, now ctpol
 // advanceOrphan ends the socket, if it is still the one that was seen and its time is up.
 func (r *Reaper) advanceOrphan(it *item) {
 	o := r.orphans[it.cookie]
-	sockets, err := r.lookup(it)
+	sockets, err := r.lookup(&it.entry)
 	if err != nil {
 		r.tryAgain(it, stepStrike, err)
 		return
@@ -148,22 +149,18 @@ func (r *Reaper) advanceOrphan(it *item) {
 		if s.Cookie != it.cookie || o == nil || r.tracked(o.tuple) {
 			continue
 		}
-		d := orphanDeadline(it.policy, o, s, r.now())
+		d := orphanDeadline(it.policy, o, &s.Socket, r.now())
 		if !d.Passed {
 			r.schedule.drop(it) // it talked; the next sweep decides
 			return
 		}
 		it.deadline = d
-		var only pair
-		only[i] = *s
-		destroyed, err := r.destroy(it, &only)
-		if err != nil {
+		if err := r.destroy(it, sockets[i:i+1]); err != nil {
 			r.tryAgain(it, stepStrike, err)
 			return
 		}
 		r.schedule.drop(it)
-		if destroyed {
-			it.settle(MethodPeer, "")
+		if it.settled() {
 			r.report(it)
 		}
 		return

@@ -3,11 +3,9 @@ package reaper
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"curfew/ctpolicy"
-	"curfew/ctpolicy/conntrack"
 	"curfew/reaper/sockdiag"
 )
 
@@ -17,24 +15,10 @@ const idleSlack = 20 * time.Millisecond
 // restAfter is when to try again to end a survivor: some times within the window for which its entry lasts.
 const restAfter = ctpolicy.Window / 5
 
-// An end is one side of a flow, by the addresses that this side knows: the client the original tuple, the server the
-// reply tuple.
-type end struct{ local, remote netip.AddrPort }
-
-func ends(e *conntrack.Entry) [2]end {
-	return [2]end{{e.Orig.Src, e.Orig.Dst}, {e.Reply.Src, e.Reply.Dst}}
-}
-
-// pair is the sockets of client and server, as far as they are here; others have no cookie.
-type pair [2]sockdiag.Socket
-
-// none tells whether neither is here.
-func (p *pair) none() bool { return p[0].Cookie == 0 && p[1].Cookie == 0 }
-
 // strike ends a flow whose time is up. The sockets are looked up first and the entry is read again after that: if it
 // is still the same flow's, then so are the sockets, because a new connection on the same tuple gets a new entry.
 func (r *Reaper) strike(it *item) {
-	sockets, err := r.lookup(it)
+	sockets, err := r.lookup(&it.entry)
 	if err != nil {
 		r.tryAgain(it, stepStrike, err)
 		return
@@ -45,67 +29,36 @@ func (r *Reaper) strike(it *item) {
 		return
 	}
 	it.entry = e
-	if it.deadline.Cause == ctpolicy.CauseIdle && r.talks(it, &sockets) {
+	if it.deadline.Cause == ctpolicy.CauseIdle && r.talks(it, sockets) {
 		return
 	}
-	// From now on the rule answers what either end still sends.
-	if err := r.enforce(it); gone(err) || (err != nil && sockets.none()) {
+	it.deadline.Passed = true
+	if err := r.arm(it); gone(err) || (err != nil && len(sockets) == 0) {
 		r.unreadable(it, err)
 		return
 	}
-	destroyed, err := r.destroy(it, &sockets)
-	switch {
-	case err != nil:
+	if err := r.destroy(it, sockets); err != nil {
 		r.tryAgain(it, stepStrike, err)
-	case !destroyed: // its ends are elsewhere, or the rule was faster
-		it.tries = 0
-		r.schedule.later(it, stepChallenge, max(r.now(), it.deadline.At.Add(ruleDelay), it.rule.Add(ruleDelay/2)))
-	default:
-		it.settle(MethodPeer, "")
+		return
+	}
+	if it.settled() {
 		r.forget(it)
+		return
 	}
-}
-
-// lookup finds the ends of a flow that are sockets of this host.
-func (r *Reaper) lookup(it *item) (found pair, err error) {
-	if r.elsewhere(&it.entry) {
-		return found, nil
-	}
-	for i, end := range ends(&it.entry) {
-		s, err := r.Sockets.Lookup(end.local, end.remote, 0)
-		if device := r.devices[end]; errors.Is(err, sockdiag.ErrNotFound) && device != 0 {
-			s, err = r.Sockets.Lookup(end.local, end.remote, device)
-		}
-		if err != nil && !errors.Is(err, sockdiag.ErrNotFound) {
-			return found, fmt.Errorf("look up the socket %s: %w", end.local, err)
-		}
-		// The remains of a closed socket (TIME_WAIT, or FIN_WAIT2 without a process) can't be destroyed.
-		if err == nil && openSockets&sockdiag.States(s.State) != 0 {
-			found[i] = s
-		}
-	}
-	return found, nil
-}
-
-// elsewhere tells that sockets with the addresses of a flow are another flow's: sockets know nothing of zones.
-func (r *Reaper) elsewhere(e *conntrack.Entry) bool {
-	if e.Zone == 0 {
-		return false
-	}
-	other, err := r.Flows.Get(e.Orig, 0)
-	return err == nil && other.Zone == 0
+	// There is no socket here (any more): the rule may have reset it, which tells the other end nothing.
+	r.schedule.later(it, stepChallenge, max(r.now(), it.deadline.At.Add(ruleDelay), it.rule.Add(ruleDelay/2)))
 }
 
 // talks tells that a pause has ended at the last moment, or that the entry pauses and a socket does not, because its
 // packets pass conntrack by. Then the item is put off.
-func (r *Reaper) talks(it *item, sockets *pair) bool {
+func (r *Reaper) talks(it *item, sockets []socket) bool {
 	now := r.now()
 	if d := r.judge(it.policy, &it.entry, now); d.Cause == ctpolicy.CauseIdle && !d.Passed && !ctpolicy.Pinned(&it.entry) {
 		r.watch(it, d, now)
 		return true
 	}
 	for i := range sockets {
-		pause, ok := pauseOf(&sockets[i])
+		pause, ok := pauseOf(&sockets[i].Socket)
 		if ok && pause < it.policy.Idle-idleSlack {
 			r.schedule.later(it, stepWatch, now.Add(it.policy.Idle-pause))
 			return true
@@ -119,23 +72,26 @@ func pauseOf(s *sockdiag.Socket) (time.Duration, bool) {
 	return min(s.LastSent, s.LastRecv, s.LastAck), s.HasInfo
 }
 
-// destroy ends the sockets, and tells whether there was one. One that has ended meanwhile is no error.
-func (r *Reaper) destroy(it *item, sockets *pair) (destroyed bool, err error) {
+// destroy ends the sockets, and settles the ends: the reset of one tells the other. One that has ended meanwhile is no
+// error.
+func (r *Reaper) destroy(it *item, sockets []socket) error {
+	var failed error
+	destroyed := false
 	for i := range sockets {
-		if sockets[i].Cookie == 0 {
-			continue
+		s := &sockets[i]
+		err := r.Sockets.Destroy(&s.Socket)
+		switch {
+		case err == nil:
+			it.outcomes[s.end].method, destroyed = MethodSocket, true
+		case !errors.Is(err, sockdiag.ErrNotFound):
+			failed = fmt.Errorf("end the socket %s: %w", s.Local, err)
 		}
-		err := r.Sockets.Destroy(&sockets[i])
-		if errors.Is(err, sockdiag.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return destroyed, fmt.Errorf("end the socket %s: %w", sockets[i].Local, err)
-		}
-		it.results[i].Method = MethodSocket
-		destroyed = true
 	}
-	return destroyed, nil
+	if !destroyed {
+		return failed
+	}
+	it.settleOpen(MethodPeer)
+	return nil
 }
 
 // lingering is how long the entry of an ended flow stays, to answer packets that were on their way.
@@ -163,17 +119,15 @@ func (r *Reaper) deleteEnded(it *item) {
 	}
 }
 
-// survived reports a flow, once, and tries again later, for as long as its entry is there.
+// survived reports a flow that could not be ended, once, and strikes again after a while. Its pinned entry stays
+// meanwhile, so the rule answers what an end still sends.
 func (r *Reaper) survived(it *item) {
-	if !it.survived {
+	if !it.reported {
 		r.report(it)
 	}
-	it.survived = true
-	for i := range it.results {
-		if it.results[i].Method == MethodNone {
-			it.results[i] = EndResult{}
-		}
+	it.reported, it.tries, it.asked = true, 0, 0
+	for i := range it.outcomes {
+		it.outcomes[i].asked = false
 	}
-	it.tries = 0
 	r.schedule.later(it, stepStrike, r.now().Add(restAfter))
 }

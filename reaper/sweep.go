@@ -10,20 +10,21 @@ import (
 // serveEvery is the number of flows after which a sweep looks whether something is due.
 const serveEvery = 256
 
-// assured takes the flows whose handshake is complete, so that a SYN flood costs nothing. While flows are picked up, and
-// in the first sweep, all are looked at.
-var assured = conntrack.Filter{Status: conntrack.StatusAssured, StatusMask: conntrack.StatusAssured}
+// filter takes the flows whose handshake is complete, so that a SYN flood costs nothing. While flows are picked up, and in
+// the first sweep, all are looked at.
+func (r *Reaper) filter() conntrack.Filter {
+	if !r.swept || r.now() < r.Adopting.Add(2*r.Interval()) {
+		return conntrack.Filter{}
+	}
+	return conntrack.Filter{Status: conntrack.StatusAssured, StatusMask: conntrack.StatusAssured}
+}
 
 // Sweep looks at every flow, schedules those that are due within lead, and finds covered sockets without an entry.
 func (r *Reaper) Sweep() error {
 	r.observeClock()
 	r.seen.reset()
 	now, count := r.now(), 0
-	filter := assured
-	if !r.swept || now < r.Adopting.Add(2*r.Interval()) {
-		filter = conntrack.Filter{}
-	}
-	err := r.Flows.Dump(filter, func(e *conntrack.Entry) error {
+	err := r.Flows.Dump(r.filter(), func(e *conntrack.Entry) error {
 		if count++; count%serveEvery == 0 {
 			r.serve()
 			now = r.now()
@@ -31,11 +32,11 @@ func (r *Reaper) Sweep() error {
 		r.consider(e, now)
 		return nil
 	})
+	r.mend()
 	if err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}
 	r.swept = true
-	r.mend()
 	if err := r.sweepSockets(); err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}
@@ -57,7 +58,7 @@ func (r *Reaper) observeClock() {
 // consider decides about one flow of the dump. It does not allocate unless the flow is due within lead.
 func (r *Reaper) consider(e *conntrack.Entry, now ctpolicy.Instant) {
 	p := r.Policies.Flow(e)
-	r.notice(e, p != nil)
+	r.notice(e, p)
 	if p == nil {
 		return
 	}
@@ -95,12 +96,12 @@ func nextStep(e *conntrack.Entry, d ctpolicy.Deadline, now ctpolicy.Instant) (st
 }
 
 // tidy deletes the pinned entry of a flow that closed by itself: pinned, it would only take up room until its deadline.
-// One that was reset by the rule while no reaper was there may have an end left that was not told.
+// A reset after the deadline may be the rule's, while no reaper was there: then an end may be left that was not told.
 func (r *Reaper) tidy(e *conntrack.Entry, p *ctpolicy.Policy, now ctpolicy.Instant) {
 	if it := r.schedule.find(e); it != nil && now >= it.deadline.At {
 		return // it is being ended
 	}
-	if d := r.judge(p, e, now); d.Passed && e.State == conntrack.StateClose {
+	if d := r.judge(p, e, now); d.Passed && resetByRule(e) {
 		r.schedule.add(r.newItem(e, p, d, now))
 		return
 	}

@@ -81,6 +81,9 @@ func endAt(hook *nftables.ChainHook, addresses bool) chain {
 	}
 	c.add(unpinned(), during(setAlive), accept())
 	c.add(unpinned(), ctReply(), accept())
+	if hook == nftables.ChainHookPrerouting {
+		c.add(fromLoopback(), accept()) // it has been at output; also the resets that our rules send to this host
+	}
 	c.letResetsPass(hook)
 	c.add(ctState(expr.CtStateBitESTABLISHED), vmapOriginalPort(mapEnd))
 	return c

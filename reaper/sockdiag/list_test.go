@@ -170,7 +170,7 @@ func TestOrphanIsTimeWait(t *testing.T) {
 	if q.States = 0; len(list(t, c, q)) != 0 {
 		t.Error("it is listed as open")
 	}
-	s, err := c.Lookup(p.client.LocalAddr(), p.client.RemoteAddr(), 0)
+	s, err := c.Lookup(p.client.LocalAddr(), p.client.RemoteAddr())
 	if err != nil || s.State != TimeWait || s.Inode != 0 {
 		t.Errorf("looked up %+v, %v", s, err)
 	}

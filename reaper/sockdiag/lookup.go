@@ -14,27 +14,33 @@ import (
 // dual-stack sockets too. It is ErrNotFound when there is none: the kernel then answers with nothing, or with a listener
 // on the local port.
 //
-// A socket that is bound to a device is found only with that device's index; List tells it. For link-local addresses the zone,
-// a name or an index, does the same. Without one all connections are searched, and the result may be ErrAmbiguous.
-func (c *Conn) Lookup(local, remote netip.AddrPort, device uint32) (Socket, error) {
-	s, err := c.lookup(unmap(local), unmap(remote), device)
+// For link-local addresses the zone, a name or an index, tells the link. Without one all connections are searched, and
+// the result may be ErrAmbiguous. A socket that is bound to a device for another reason is not found: List finds it, and
+// LookupOn.
+func (c *Conn) Lookup(local, remote netip.AddrPort) (Socket, error) {
+	return c.LookupOn(local, remote, 0)
+}
+
+// LookupOn is Lookup for a socket that is bound to a device (SO_BINDTODEVICE, or a VRF), by the device's index. One that
+// is not bound is found too. 0 is Lookup.
+func (c *Conn) LookupOn(local, remote netip.AddrPort, ifindex uint32) (Socket, error) {
+	s, err := c.lookup(unmap(local), unmap(remote), ifindex)
 	if err != nil {
 		return Socket{}, fmt.Errorf("look up socket %s -> %s: %w", local, remote, err)
 	}
 	return s, nil
 }
 
-func (c *Conn) lookup(local, remote netip.AddrPort, device uint32) (Socket, error) {
+func (c *Conn) lookup(local, remote netip.AddrPort, ifindex uint32) (Socket, error) {
 	family := familyOf(local.Addr())
 	if family == 0 || family != familyOf(remote.Addr()) {
 		return Socket{}, fmt.Errorf("%w: addresses of different families", ErrNotFound)
 	}
-	ifindex, err := zoneIndex(local.Addr(), remote.Addr())
-	if err != nil {
-		return Socket{}, err
-	}
-	if device != 0 {
-		ifindex = device
+	if ifindex == 0 {
+		var err error
+		if ifindex, err = zoneIndex(local.Addr(), remote.Addr()); err != nil {
+			return Socket{}, err
+		}
 	}
 	local, remote = withoutZone(local), withoutZone(remote)
 	if ifindex == 0 && linkLocal(local, remote) {

@@ -3,7 +3,9 @@ package sockdiag
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -54,7 +56,7 @@ func open(t *testing.T, h *netnstest.Host) *Conn {
 
 func lookup(t *testing.T, c *Conn, end *netnstest.Conn) Socket {
 	t.Helper()
-	s, err := c.Lookup(end.LocalAddr(), end.RemoteAddr(), 0)
+	s, err := c.Lookup(end.LocalAddr(), end.RemoteAddr())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +160,7 @@ func TestListenerIsNeverFound(t *testing.T) {
 				t.Fatal(err)
 			}
 			wantEnd(t, p.client, unix.ECONNRESET)
-			if _, err := c.Lookup(s.Local, s.Remote, 0); !errors.Is(err, ErrNotFound) {
+			if _, err := c.Lookup(s.Local, s.Remote); !errors.Is(err, ErrNotFound) {
 				t.Fatalf("look-up of a gone connection: %v", err)
 			}
 			if err := c.Destroy(&s); !errors.Is(err, ErrNotFound) {
@@ -224,11 +226,11 @@ func TestLookupAddresses(t *testing.T) {
 	mapped := func(a netip.AddrPort) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr().As16()), a.Port())
 	}
-	if s, err := c.Lookup(mapped(local), mapped(remote), 0); err != nil || s.Local != local {
+	if s, err := c.Lookup(mapped(local), mapped(remote)); err != nil || s.Local != local {
 		t.Errorf("look-up with mapped addresses: %v, %v", &s, err)
 	}
 	for _, bad := range []netip.AddrPort{{}, netip.MustParseAddrPort("[::1]:1")} {
-		if _, err := c.Lookup(local, bad, 0); !errors.Is(err, ErrNotFound) {
+		if _, err := c.Lookup(local, bad); !errors.Is(err, ErrNotFound) {
 			t.Errorf("look-up of a connection to %v: %v", bad, err)
 		}
 	}
@@ -245,18 +247,18 @@ func TestLinkLocal(t *testing.T) {
 	c := open(t, a)
 
 	local, remote := withoutZone(client.LocalAddr()), withoutZone(client.RemoteAddr())
-	s, err := c.Lookup(local, remote, 0)
+	s, err := c.Lookup(local, remote)
 	if err != nil || s.Interface == 0 || s.Local != local || s.Remote != remote {
 		t.Fatalf("look-up without a zone: %+v, %v", s, err)
 	}
 	for _, zone := range []string{fmt.Sprint(s.Interface), wire.A.Dev} {
 		scoped := netip.AddrPortFrom(local.Addr().WithZone(zone), local.Port())
-		err := a.Do(func() error { _, err := c.Lookup(scoped, remote, 0); return err })
+		err := a.Do(func() error { _, err := c.Lookup(scoped, remote); return err })
 		if err != nil {
 			t.Errorf("look-up with a zone: %v", err)
 		}
 	}
-	if _, err := c.Lookup(local, netip.AddrPortFrom(remote.Addr(), 1), 0); !errors.Is(err, ErrNotFound) {
+	if _, err := c.Lookup(local, netip.AddrPortFrom(remote.Addr(), 1)); !errors.Is(err, ErrNotFound) {
 		t.Errorf("look-up of nothing: %v", err)
 	}
 	if err := c.Destroy(&s); err != nil {
@@ -295,7 +297,7 @@ func TestWithoutPrivilege(t *testing.T) {
 		if err := c.Probe(); !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("probe: got %v, want EPERM", err)
 		}
-		s, err := c.Lookup(p.server.LocalAddr(), p.server.RemoteAddr(), 0)
+		s, err := c.Lookup(p.server.LocalAddr(), p.server.RemoteAddr())
 		if err != nil {
 			return err
 		}
@@ -313,29 +315,52 @@ func dropPrivilege() error {
 	return unix.Capset(&header, &none[0])
 }
 
-// A socket that is bound to a device is found with its index only, which the list tells.
-func TestBoundToDevice(t *testing.T) {
-	a, b := netnstest.NewHost(t, "a"), netnstest.NewHost(t, "b")
-	wire := netnstest.Link(t, a, b, 1)
-	c := open(t, a)
-	for _, addr := range []netip.Addr{b.Addr4(), b.Addr6()} {
-		server := b.Listen(t, "tcp", "[::]:0")
-		client := a.Dial(t, "tcp", netip.AddrPortFrom(addr, server.Port()).String(), netnstest.DialOptions{Device: wire.A.Dev})
-		if _, err := c.Lookup(client.LocalAddr(), client.RemoteAddr(), 0); !errors.Is(err, ErrNotFound) {
-			t.Errorf("%s: look-up without a device: %v", addr, err)
-		}
-		listed := list(t, c, Query{RemotePorts: []PortRange{{server.Port(), server.Port()}}})
-		if len(listed) != 1 || listed[0].Interface == 0 {
-			t.Fatalf("%s: listed: %+v", addr, listed)
-		}
-		s, err := c.Lookup(client.LocalAddr(), client.RemoteAddr(), listed[0].Interface)
-		if err != nil || s.Cookie != listed[0].Cookie {
-			t.Fatalf("%s: look-up with a device: %+v, %v", addr, s, err)
-		}
-		if err := c.Destroy(&s); err != nil {
-			t.Fatal(err)
-		}
-		wantEnd(t, client, unix.ECONNABORTED)
-		wantEnd(t, server.Conn(t, client), unix.ECONNRESET)
+// A socket that is bound to a device is found by the device only, in both families.
+func TestLookupOnDevice(t *testing.T) {
+	for _, f := range []struct{ network, addr string }{{"tcp4", "127.0.0.1"}, {"tcp6", "::1"}} {
+		t.Run(f.network, func(t *testing.T) {
+			h := netnstest.NewHost(t, "a")
+			c, server := open(t, h), h.Listen(t, f.network, netip.AddrPortFrom(netip.MustParseAddr(f.addr), 0).String())
+			local, remote := dialOnLoopback(t, h, f.network, server.Addr())
+
+			if _, err := c.Lookup(local, remote); !errors.Is(err, ErrNotFound) {
+				t.Errorf("look-up without the device: %v", err)
+			}
+			if _, err := c.LookupOn(local, remote, 77); !errors.Is(err, ErrNotFound) {
+				t.Errorf("look-up with another device: %v", err)
+			}
+			var listed Socket
+			for _, s := range list(t, c, Query{RemotePorts: []PortRange{{server.Port(), server.Port()}}}) {
+				listed = s
+			}
+			s, err := c.LookupOn(local, remote, listed.Interface)
+			if err != nil || listed.Interface == 0 || s.Cookie != listed.Cookie || s.Interface != listed.Interface {
+				t.Fatalf("listed %+v, found %+v, %v", listed, s, err)
+			}
+			if _, err := c.LookupOn(remote, local, listed.Interface); err != nil {
+				t.Errorf("look-up with a device of a socket that is not bound: %v", err)
+			}
+			if err := c.Destroy(&s); err != nil {
+				t.Fatal(err)
+			}
+			wantEnd(t, server.Next(t), unix.ECONNRESET)
+		})
 	}
+}
+
+// dialOnLoopback connects a socket that is bound to the loopback device.
+func dialOnLoopback(t *testing.T, h *netnstest.Host, network string, to netip.AddrPort) (local, remote netip.AddrPort) {
+	t.Helper()
+	bind := func(_, _ string, raw syscall.RawConn) (err error) {
+		ctrl := raw.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), "lo") })
+		return errors.Join(ctrl, err)
+	}
+	d := net.Dialer{Control: bind, Timeout: patience}
+	d.SetMultipathTCP(false)
+	var nc net.Conn
+	if err := h.Do(func() (err error) { nc, err = d.Dial(network, to.String()); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	return nc.LocalAddr().(*net.TCPAddr).AddrPort(), to
 }

@@ -1,0 +1,73 @@
+package reaper
+
+import (
+	"errors"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"curfew/ctpolicy"
+	"curfew/ctpolicy/conntrack"
+)
+
+const (
+	maxMended  = 1000 // in one sweep
+	turnAtOnce = 100
+)
+
+// notice remembers what conntrack made of a packet in mid-flow: an entry that is not assured yet, which sweeps pass over, or
+// one the wrong way round, of a packet of the server, which no policy seems to cover. For flows with a socket here Adopt
+// and sweepSockets find the right way.
+func (r *Reaper) notice(e *conntrack.Entry, p *ctpolicy.Policy) {
+	switch {
+	case len(r.reversed)+len(r.unassured) >= maxMended:
+	case p != nil && ctpolicy.PickedUp(e):
+		r.unassured = append(r.unassured, *e)
+	case p == nil && ctpolicy.MidFlow(e) && r.Policies.Reversed(e) != nil:
+		r.reversed = append(r.reversed, *e)
+	}
+}
+
+// mend assures and turns what was noticed.
+func (r *Reaper) mend() {
+	for i := range r.unassured {
+		e := &r.unassured[i]
+		if err := r.Flows.Assure(e); err != nil && !gone(err) {
+			r.Log.Warn("assure an entry that was picked up", "flow", e.Orig, "error", err)
+		}
+	}
+	for part := range slices.Chunk(r.reversed, turnAtOnce) {
+		if err := r.Table.Hold(tuplesOf(part)...); err != nil {
+			r.Log.Warn("turn entries that are the wrong way round", "error", err)
+			break
+		}
+		for i := range part {
+			r.turn(&part[i])
+		}
+		r.serve()
+	}
+	r.reversed, r.unassured = r.reversed[:0], r.unassured[:0]
+}
+
+func tuplesOf(entries []conntrack.Entry) (tuples []conntrack.Tuple) {
+	for i := range entries {
+		tuples = append(tuples, entries[i].Tuples()...)
+	}
+	return tuples
+}
+
+// turn turns an entry around. The flow's clock starts now.
+func (r *Reaper) turn(e *conntrack.Entry) {
+	_, err := r.Flows.Renew(e, func(anew *conntrack.Entry) {
+		r.unpinned(anew)
+		anew.Reverse()
+		anew.Label.Set(ctpolicy.LabelMatched)
+		anew.Label.Set(ctpolicy.LabelCovered)
+	})
+	switch {
+	case err == nil:
+		r.Log.Debug("turned an entry that was the wrong way round", "flow", e.Reply)
+	case !gone(err) && !errors.Is(err, unix.EEXIST):
+		r.Log.Warn("turn an entry that is the wrong way round", "flow", e.Reply, "error", err)
+	}
+}
