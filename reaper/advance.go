@@ -138,11 +138,12 @@ func (r *Reaper) unreadable(it *item, err error) {
 	r.schedule.drop(it)
 	switch {
 	case it.reported:
+	case it.step == stepPin || it.step == stepForget:
+	case it.tries > 0:
+		it.blame("could not be ended before the entry was gone")
+		r.report(it)
 	case it.step == stepChallenge:
 		it.settleOpen(MethodGone) // its client has used its port again
-		r.report(it)
-	case it.tries > 0 && (it.step == stepStrike || it.step == stepWatch):
-		it.blame("could not be ended before the entry expired")
 		r.report(it)
 	}
 }

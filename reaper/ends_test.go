@@ -171,10 +171,14 @@ func TestClosedHereWithoutAWord(t *testing.T) {
 		if p == clientHere {
 			local, remote = remote, local
 		}
-		local.state = sockdiag.Close
-		w.run(11 * time.Second)
-		ended(t, c, 10*time.Second, ruleDelay)
+		local.state, remote.deaf = sockdiag.Close, -1
+		w.run(14 * time.Second)
 		r := w.one()
+		wantEnds(t, &r, c, remote, MethodGone, MethodNone)
+		remote.deaf = 0
+		w.run(restAfter)
+		ended(t, c, 10*time.Second, 2*restAfter)
+		r = w.results[1]
 		wantEnds(t, &r, c, remote, MethodGone, MethodRule)
 		if r.Method != MethodRule {
 			t.Errorf("result %+v", r)

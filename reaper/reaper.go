@@ -196,8 +196,8 @@ func (r *Reaper) serve() {
 	}
 }
 
-// Drain serves the schedule until all flows in it are pinned or ended; those that are only waiting for their deadline
-// are left to the kernel and to the next pass. It does not wait to delete the entries of ended flows: without a reaper
+// Drain serves the schedule until all flows in it are pinned or ended; those that are only waiting for their deadline,
+// and survivors, are left to the kernel and to the next pass. It does not wait to delete the entries of ended flows: without a reaper
 // alive the stray rule answers what is still on its way.
 func (r *Reaper) Drain(ctx context.Context) {
 	for it := r.pending(); it != nil && ctx.Err() == nil; it = r.pending() {

@@ -72,6 +72,19 @@ func TestPacketDuringARenewal(t *testing.T) {
 	}
 }
 
+// The same while the ends are being challenged: nobody may say that they have gone.
+func TestWrongEntryDuringAChallenge(t *testing.T) {
+	w := newWorld(t, limit(10*time.Second, 0))
+	c := w.open(forwarded, 40000, port)
+	c.client.deaf, c.server.deaf = -1, -1
+	w.after(10*time.Second+ruleDelay+lookAfter, func() { w.find(c.tuple).expires = w.boot.Add(time.Hour) })
+	w.between = func() { w.newEntry(c, c.reply, c.tuple) }
+	w.run(15 * time.Second)
+	if r := w.one(); r.Method != MethodNone {
+		t.Errorf("result %+v", r)
+	}
+}
+
 // What a packet sends while the entry is away is not lost.
 func TestNothingSlipsThrough(t *testing.T) {
 	w := newWorld(t, limit(10*time.Second, 0))
@@ -130,6 +143,21 @@ func TestOffloadedLate(t *testing.T) {
 		w.run(13 * time.Second)
 		ended(t, c, 10*time.Second, 2*time.Second)
 	}
+}
+
+// The flowtable takes it while one end is reset. That entry is deleted like others, and reported once.
+func TestOffloadedAfterTheEnd(t *testing.T) {
+	w := newWorld(t, limit(10*time.Second, 0))
+	c := w.open(forwarded, 40000, port)
+	w.run(11 * time.Second)
+	w.find(c.tuple).Status &^= conntrack.StatusFixedTimeout
+	w.offload(c)
+	w.run(5 * time.Second)
+	w.one()
+	if w.find(c.tuple) != nil {
+		t.Error("the entry is left")
+	}
+	w.drained()
 }
 
 // The pause of an offloaded flow is not known until the flowtable gives it up. Nobody looks at it more often for that.

@@ -114,13 +114,13 @@ func (r *Reaper) report(it *item) {
 		Client: it.outcomes[0].result(), Server: it.outcomes[1].result(),
 	}
 	result.Method, result.Reason = result.method(), result.reason(&it.entry)
-	r.log(&result)
+	r.logResult(&result)
 	if r.Ended != nil {
 		r.Ended(&result)
 	}
 }
 
-func (r *Reaper) log(result *Result) {
+func (r *Reaper) logResult(result *Result) {
 	log, message := r.Log.Info, "ended"
 	if result.Method == MethodNone {
 		log, message = r.Log.Warn, "survived"

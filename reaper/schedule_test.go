@@ -116,13 +116,14 @@ func TestNoAllocations(t *testing.T) {
 	w := newWorld(t, limit(time.Hour, 0))
 	covered := w.open(bothHere, 40000, port)
 	other := w.open(bothHere, 40001, 80)
+	between := w.open(forwarded, 40004, 80)
 	closed := w.open(bothHere, 40002, port)
 	closed.shut()
 	due := w.open(bothHere, 40003, port)
 	w.run(time.Second)
 	e := w.read(w.find(due.tuple))
 	w.r.schedule.add(&item{entry: e, policy: due.policy, at: w.boot.Add(time.Hour)})
-	for name, c := range map[string]*conn{"covered": covered, "uncovered": other, "closed": closed, "scheduled": due} {
+	for name, c := range map[string]*conn{"covered": covered, "uncovered": other, "forwarded": between, "closed": closed, "scheduled": due} {
 		e, now := w.read(w.find(c.tuple)), w.r.now()
 		if name == "scheduled" {
 			now = now.Add(time.Hour - time.Minute)

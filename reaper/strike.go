@@ -114,7 +114,7 @@ func (r *Reaper) forget(it *item) {
 // deleteEnded deletes the entry of a flow that was ended a while ago.
 func (r *Reaper) deleteEnded(it *item) {
 	r.schedule.drop(it)
-	if !ctpolicy.MidFlow(&it.entry) {
+	if !ctpolicy.MidFlow(&it.entry) || ctpolicy.Offloaded(&it.entry) {
 		r.deleteEntry(&it.entry)
 	}
 }

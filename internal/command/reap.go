@@ -41,7 +41,6 @@ func reap(ctx context.Context, env *Env, verbose bool) (err error) {
 		return err
 	}
 	defer k.Close()
-	defer func() { err = errors.Join(err, stopBeat()) }() // a pin may have needed one
 	r, err := k.newReaper(env, in, verbose)
 	if err != nil {
 		return err
