@@ -107,7 +107,7 @@ func (k *kernel) change(name string, e *conntrack.Entry) (*entry, error) {
 	if now == nil || !now.Same(e) {
 		return nil, fmt.Errorf("%s %s: %w", name, e.Orig, conntrack.ErrGone)
 	}
-	turned := name == "Renew" && k.policies.Reversed(&now.Entry) != nil
+	turned := name == "Renew" && now.Orig == reversed(now.conn.tuple) && now.conn.policy != nil
 	if k.policies.Flow(&now.Entry) == nil && name != "Delete" && !turned {
 		k.tb.Errorf("%s of %s, which no policy covers", name, e.Orig)
 	}
@@ -177,9 +177,7 @@ func (k *kernel) Renew(old *conntrack.Entry, change func(*conntrack.Entry)) (con
 		return conntrack.Entry{}, err
 	}
 	c, anew := e.conn, k.read(e)
-	if k.held[e.Orig] <= k.boot || k.held[e.Reply] <= k.boot {
-		k.tb.Errorf("the entry of %s is renewed and nothing is held", c)
-	}
+	held := k.held[e.Orig] > k.boot && k.held[e.Reply] > k.boot
 	k.remove(e)
 	if ctpolicy.Offloaded(&anew) {
 		c.bypass = k.boot.Add(time.Second)
@@ -187,7 +185,11 @@ func (k *kernel) Renew(old *conntrack.Entry, change func(*conntrack.Entry)) (con
 	if k.between != nil {
 		k.between()
 	}
-	if change(&anew); k.findIn(anew.Orig, anew.Zone) != nil || k.findIn(anew.Reply, anew.Zone) != nil {
+	change(&anew)
+	if ending := ctpolicy.Pinned(&anew) && ctpolicy.PinnedDeadline(&anew, k.boot) <= k.boot.Add(time.Second); !held && !ending {
+		k.tb.Errorf("the entry of %s is renewed and nothing is held", c)
+	}
+	if k.findIn(anew.Orig, anew.Zone) != nil || k.findIn(anew.Reply, anew.Zone) != nil {
 		return conntrack.Entry{}, fmt.Errorf("renew %s: %w", anew.Orig, unix.EEXIST)
 	}
 	return k.read(k.renewed(c, &anew)), nil

@@ -54,6 +54,10 @@ func (r *Reaper) pinAndCheck(it *item, seconds uint32) (right bool, err error) {
 // pinAnew replaces an entry that was pinned for the wrong time, and schedules the flow to be pinned again. The new
 // entry has another birth, so the deadline is not judged again.
 func (r *Reaper) pinAnew(it *item) error {
+	// Between the two entries a packet must not be taken for a stray, or for one of this host.
+	if err := r.Table.Hold(it.entry.Tuples()...); err != nil {
+		return err
+	}
 	if err := r.renew(it, r.unpinned); err != nil {
 		return err
 	}
@@ -62,11 +66,14 @@ func (r *Reaper) pinAnew(it *item) error {
 	return nil
 }
 
-// arm makes the rule answer, from now on, what the ends of a flow send whose time is up.
+// arm makes the rule answer, from now on, what the ends of a flow send whose time is up. A packet between two entries may
+// be answered, too.
 func (r *Reaper) arm(it *item) error {
 	now := r.now()
 	if ctpolicy.Offloaded(&it.entry) || ctpolicy.Pinned(&it.entry) && pinnedLate(&it.entry, now) {
-		return r.renew(it, pinForWindow)
+		if err := r.renew(it, pinForWindow); err != nil {
+			return err
+		}
 	}
 	if ctpolicy.Pinned(&it.entry) {
 		return nil

@@ -2,7 +2,6 @@ package reaper
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,23 +10,32 @@ import (
 	"curfew/ctpolicy/conntrack"
 )
 
-// renew replaces the entry of a popped item. When a packet was faster, its entry takes the place.
+// renew replaces the entry of a popped item. When a packet was faster, its entry takes the place, unless it is the wrong way
+// round: then that one is replaced.
 func (r *Reaper) renew(it *item, change func(anew *conntrack.Entry)) error {
-	if err := r.Table.Hold(it.entry.Tuples()...); err != nil {
-		return err
-	}
-	anew, err := r.Flows.Renew(&it.entry, change)
-	if errors.Is(err, unix.EEXIST) {
-		anew, err = r.Flows.Get(it.entry.Orig, it.entry.Zone)
-		if err == nil && anew.Orig != it.entry.Orig {
-			err = fmt.Errorf("its new entry is the wrong way round")
+	e, orig := it.entry, it.entry.Orig
+	for try := 0; ; try++ {
+		anew, err := r.Flows.Renew(&e, func(anew *conntrack.Entry) {
+			if anew.Orig != orig {
+				anew.Reverse()
+			}
+			change(anew)
+		})
+		if err == nil {
+			r.schedule.become(it, &anew)
+			return nil
+		}
+		if !errors.Is(err, unix.EEXIST) || try == maxTries {
+			return err
+		}
+		if e, err = r.Flows.Get(orig, it.entry.Zone); err != nil {
+			return err
+		}
+		if e.Orig == orig {
+			r.schedule.become(it, &e)
+			return nil
 		}
 	}
-	if err != nil {
-		return err
-	}
-	r.schedule.become(it, &anew)
-	return nil
 }
 
 // pinForWindow makes a new entry one whose rule answers from now on.
