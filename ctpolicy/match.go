@@ -76,10 +76,11 @@ const ClientPort = 32768
 
 // Reversed is the policy that covers a forwarded flow which conntrack has the wrong way round, or nil: it picked the flow
 // up in mid-flow, from a packet of the server. Then it checks no windows (tcp_new of nf_conntrack_proto_tcp.c sets
-// BE_LIBERAL). Flows with address translation can't be turned, and those whose ports don't tell are left alone.
+// BE_LIBERAL). Only the ports tell which end is which, so that of the client must look like one. Flows with address
+// translation can't be turned.
 func (m *Matcher) Reversed(e *conntrack.Entry) *Policy {
 	if e.OrigFlags&e.ReplyFlags&conntrack.FlagLiberal == 0 || e.Status&conntrack.StatusNAT != 0 ||
-		m.port(e.Orig.Src.Port()) == nil || e.Orig.Src.Port() >= ClientPort || e.Orig.Dst.Port() < ClientPort {
+		m.port(e.Orig.Src.Port()) == nil || m.port(e.Orig.Dst.Port()) != nil || e.Orig.Dst.Port() < ClientPort {
 		return nil
 	}
 	if m.Direction(e.Orig.Src.Addr(), e.Orig.Dst.Addr()) != Forwarded {

@@ -185,16 +185,17 @@ func TestMatcherReversed(t *testing.T) {
 		change   func(*conntrack.Entry)
 		want     bool
 	}{
-		"server first":        {"10.1.0.2:389", "10.0.0.1:40000", nil, true},
-		"client first":        {"10.0.0.1:40000", "10.1.0.2:389", nil, false},
-		"with a handshake":    {"10.1.0.2:389", "10.0.0.1:40000", func(e *conntrack.Entry) { e.OrigFlags = 0 }, false},
-		"translated":          {"10.1.0.2:389", "10.0.0.1:40000", func(e *conntrack.Entry) { e.Status |= conntrack.StatusSrcNAT }, false},
+		"server first":        {"10.1.0.2:389", "10.0.0.1:45000", nil, true},
+		"client first":        {"10.0.0.1:45000", "10.1.0.2:389", nil, false},
+		"with a handshake":    {"10.1.0.2:389", "10.0.0.1:45000", func(e *conntrack.Entry) { e.OrigFlags = 0 }, false},
+		"translated":          {"10.1.0.2:389", "10.0.0.1:45000", func(e *conntrack.Entry) { e.Status |= conntrack.StatusSrcNAT }, false},
 		"both ports covered":  {"10.1.0.2:389", "10.0.0.1:636", nil, false},
 		"to a low port":       {"10.1.0.2:389", "10.0.0.1:5432", nil, false},
-		"from a high port":    {"10.1.0.2:40000", "10.0.0.1:50000", nil, false},
-		"another server":      {"10.2.0.2:389", "10.0.0.1:40000", nil, false},
-		"the client is here":  {"10.1.0.2:389", "10.0.0.254:40000", nil, false},
-		"port is not covered": {"10.1.0.2:390", "10.0.0.1:40000", nil, false},
+		"from a high port":    {"10.1.0.2:40000", "10.0.0.1:50000", nil, true},
+		"both covered, high":  {"10.1.0.2:389", "10.0.0.1:40000", nil, false},
+		"another server":      {"10.2.0.2:389", "10.0.0.1:45000", nil, false},
+		"the client is here":  {"10.1.0.2:389", "10.0.0.254:45000", nil, false},
+		"port is not covered": {"10.1.0.2:390", "10.0.0.1:45000", nil, false},
 	} {
 		e := entryOf(c.src, c.dst)
 		e.OrigFlags, e.ReplyFlags = conntrack.FlagLiberal|0x02, conntrack.FlagLiberal|0x02

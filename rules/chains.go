@@ -77,7 +77,7 @@ func endAt(hook *nftables.ChainHook, addresses bool) chain {
 		c.add(ctState(expr.CtStateBitNEW), isTCP(), vmapPort(mapMatch))
 	}
 	if addresses && hook == nftables.ChainHookPrerouting {
-		c.add(newInMidFlow(), answersClient(), vmapSourcePort(mapMatchReply))
+		c.add(newInMidFlow(), toClient(), vmapSourcePort(mapMatchReply))
 	}
 	c.add(unpinned(), during(setAlive), accept())
 	c.add(unpinned(), ctReply(), accept())
@@ -143,7 +143,7 @@ func outputChain() chain {
 func forwardChain() chain {
 	c := limitAt("forward", nftables.ChainHookForward)
 	c.add(ctOriginal(), vmapOriginalPort(limitMap(ctpolicy.Forwarded)))
-	c.add(newInMidFlow(), unlessDuring(setAdopt), answersClient(), vmapSourcePort(limitMap(ctpolicy.Forwarded)))
+	c.add(newInMidFlow(), ctLabelUnset(ctpolicy.LabelTracked), unlessDuring(setAdopt), toClient(), vmapSourcePort(limitMap(ctpolicy.Forwarded)))
 	c.straysUnless(setAdopt)
 	return c
 }

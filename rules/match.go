@@ -170,15 +170,11 @@ func vmapOriginalPort(name string) exprs {
 	})
 }
 
-// tcp sport < 32768 tcp dport >= 32768
-func answersClient() exprs {
-	port := binaryutil.BigEndian.PutUint16(ctpolicy.ClientPort)
-	load := func(offset uint32) expr.Any {
-		return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}
-	}
+// tcp dport >= 32768
+func toClient() exprs {
 	return join(isTCP(), exprs{
-		load(0), &expr.Cmp{Op: expr.CmpOpLt, Register: reg, Data: port},
-		load(2), &expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: port},
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: binaryutil.BigEndian.PutUint16(ctpolicy.ClientPort)},
 	})
 }
 
