@@ -122,10 +122,17 @@ func (b *bed) again(e *Entry) Entry {
 // settle waits until no packet of the connection is on its way.
 func (b *bed) settle(e *Entry) {
 	b.t.Helper()
-	b.eventually("all is acknowledged", func() bool {
-		now := b.again(e)
-		return (now.OrigFlags|now.ReplyFlags)&unacknowledged == 0
-	})
+	b.eventually("all is acknowledged", func() bool { return b.settles(e) })
+}
+
+// settles is settle for an entry that may never tell.
+func (b *bed) settles(e *Entry) bool {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if now := b.again(e); (now.OrigFlags|now.ReplyFlags)&unacknowledged == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *bed) must(err error) {
