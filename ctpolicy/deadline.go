@@ -122,6 +122,16 @@ func (j *Judge) idleDeadline(p *Policy, e *conntrack.Entry, now Instant) Deadlin
 	return Deadline{now.Add(left), CauseIdle, left < 0}
 }
 
+// Certain tells whether the entry shows how long its flow has paused: it has the policy's ct timeout object. Of others the
+// timeout can be anybody's: a sysctl that was changed meanwhile, another ct timeout object, one of an earlier policy.
+func (j *Judge) Certain(p *Policy, e *conntrack.Entry) bool {
+	if !e.HasLabel(LabelTracked) {
+		return false
+	}
+	_, ok := smallest(e.Timeout, j.Installed[p.Name]...)
+	return ok
+}
+
 // timeoutBase is the smallest timeout that the last packet can have set. A smaller base means a shorter pause. A flow
 // whose ct timeout object is gone has the namespace's timeouts.
 func (j *Judge) timeoutBase(p *Policy, e *conntrack.Entry) uint32 {

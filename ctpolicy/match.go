@@ -76,10 +76,10 @@ const ClientPort = 32768
 
 // Reversed is the policy that covers a forwarded flow which conntrack has the wrong way round, or nil: it picked the flow
 // up in mid-flow, from a packet of the server. Then it checks no windows (tcp_new of nf_conntrack_proto_tcp.c sets
-// BE_LIBERAL). Only the ports tell which end is which, so that of the client must look like one. Flows with address
+// BE_LIBERAL), as it does for what a flowtable gave up; but of that it knows the window scale. Only the ports tell which end is which, so that of the client must look like one. Flows with address
 // translation can't be turned.
 func (m *Matcher) Reversed(e *conntrack.Entry) *Policy {
-	if e.OrigFlags&e.ReplyFlags&conntrack.FlagLiberal == 0 || e.Status&conntrack.StatusNAT != 0 ||
+	if e.OrigFlags&e.ReplyFlags&conntrack.FlagLiberal == 0 || (e.OrigFlags|e.ReplyFlags)&conntrack.FlagWindowScale != 0 || e.Status&conntrack.StatusNAT != 0 ||
 		m.port(e.Orig.Src.Port()) == nil || m.port(e.Orig.Dst.Port()) != nil || e.Orig.Dst.Port() < ClientPort {
 		return nil
 	}

@@ -126,6 +126,9 @@ func (r *Reaper) judge(p *ctpolicy.Policy, e *conntrack.Entry, now ctpolicy.Inst
 		at := ctpolicy.PinnedDeadline(e, now)
 		return ctpolicy.Deadline{At: at, Cause: ctpolicy.CauseIdle, Passed: now >= at}
 	}
+	if r.guessed(p, e) {
+		return r.observed(p, e, now)
+	}
 	return r.Judge.Deadline(p, e, now)
 }
 

@@ -77,7 +77,7 @@ func (r *Reaper) closed(it *item, e end) (bool, error) {
 		return false, err
 	}
 	at := r.now().Add(-ago)
-	if !ok || at < it.deadline.At.Add(-closedSlack) {
+	if !ok || at < max(it.deadline.At.Add(-closedSlack), it.birth) {
 		return false, nil
 	}
 	it.ended = max(it.ended, at)

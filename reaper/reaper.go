@@ -87,6 +87,7 @@ type Reaper struct {
 	schedule *schedule
 	seen     seen
 	orphans  map[uint64]*orphan
+	quiet    map[identity]quiet
 	round    uint64
 	listens  [1 << 10]uint64 // local ports that have a listener
 	bound    map[end]uint32  // the devices that sockets are bound to; see rememberDevice
@@ -101,6 +102,7 @@ type Reaper struct {
 func (r *Reaper) Init() {
 	r.schedule = newSchedule()
 	r.orphans = map[uint64]*orphan{}
+	r.quiet = map[identity]quiet{}
 }
 
 // The sweep's interval follows from the shortest limit.

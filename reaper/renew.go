@@ -31,6 +31,9 @@ func (r *Reaper) renew(it *item, change func(anew *conntrack.Entry)) error {
 		if e, err = r.Flows.Get(orig, it.entry.Zone); err != nil {
 			return err
 		}
+		if !ctpolicy.MidFlow(&e) {
+			return conntrack.ErrGone // that of a new connection
+		}
 		if e.Orig == orig {
 			r.schedule.become(it, &e)
 			return nil

@@ -177,8 +177,8 @@ func TestOffloadedIdle(t *testing.T) {
 		if !c.established() || looks > 200 {
 			t.Errorf("idle %s: established %v, looked at %d times", idle, c.established(), looks)
 		}
-		w.run(2*time.Second + idle)
-		ended(t, c, c.talked.Sub(c.born)+max(idle, flowtablePause), 3*time.Second)
+		w.run(6*time.Second + idle)
+		ended(t, c, c.talked.Sub(c.born)+idle+flowtablePause, 5*time.Second)
 		w.drained()
 	}
 }

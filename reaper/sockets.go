@@ -67,10 +67,13 @@ func (r *Reaper) sweepSockets() error {
 	r.round++
 	var due []*item
 	err := r.coveredSockets(r.Policies.HasIdle(), func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error {
-		if r.seen.has(tuple) || (r.orphans[s.Cookie] == nil && r.tracked(tuple)) {
+		o := r.orphans[s.Cookie]
+		if o != nil {
+			o.round = r.round // also when the filter takes it for seen by mistake
+		}
+		if r.seen.has(tuple) || (o == nil && r.tracked(tuple)) {
 			return nil
 		}
-		o := r.orphans[s.Cookie]
 		if o == nil {
 			o = &orphan{tuple: tuple, first: r.now()}
 			r.orphans[s.Cookie] = o

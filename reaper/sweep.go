@@ -37,6 +37,7 @@ func (r *Reaper) Sweep() error {
 		return fmt.Errorf("sweep: %w", err)
 	}
 	r.swept = true
+	r.forgetQuiet()
 	if err := r.sweepSockets(); err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}
@@ -64,7 +65,7 @@ func (r *Reaper) consider(e *conntrack.Entry, now ctpolicy.Instant) {
 	}
 	r.seen.add(e.Orig)
 	if !ctpolicy.Open(e) {
-		if ctpolicy.Pinned(e) {
+		if ctpolicy.Pinned(e) && e.State >= conntrack.StateTimeWait {
 			r.tidy(e, p, now)
 		}
 		return

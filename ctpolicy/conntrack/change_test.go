@@ -404,6 +404,7 @@ func TestAssure(t *testing.T) {
 		if _, err := client.Write([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
+		b.eventually("both directions are seen", func() bool { return b.entry(client, 0).Status&StatusSeenReply != 0 })
 		e := b.entry(client, 0)
 		b.must(b.Assure(&e))
 		now := b.again(&e)

@@ -76,6 +76,9 @@ const (
 // include/uapi/linux/netfilter/nf_conntrack_tcp.h).
 const FlagLiberal uint8 = 0x08
 
+// FlagWindowScale says that the handshake was seen, with that option (IP_CT_TCP_FLAG_WINDOW_SCALE).
+const FlagWindowScale uint8 = 0x01
+
 // Tuples are those of the flow's packets as a rule behind destination NAT sees them, also when the entry is not there.
 func (e *Entry) Tuples() []Tuple {
 	return []Tuple{e.Orig, e.Reply, {Src: e.Orig.Src, Dst: e.Reply.Src}}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 
 	"curfew/ctpolicy"
@@ -124,8 +123,8 @@ func (k *kernel) clearLabels() error {
 }
 
 // updateLabels is for a table that is there now. Flows that are covered get the labels that new ones get. After a
-// change every flow is registered anew, with the limit that holds now, and those of a policy that is gone have lost
-// their ct timeout object with it.
+// change every flow is registered anew, with the limit that holds now, and those that
+// another policy covers now don't have its ct timeout object.
 func (k *kernel) updateLabels(old *rules.Installed, policies []ctpolicy.Policy) error {
 	before, now := ctpolicy.NewMatcher(nil, k.local.has), ctpolicy.NewMatcher(policies, k.local.has)
 	changed := old != nil && !old.Same(policies)
@@ -142,7 +141,7 @@ func (k *kernel) updateLabels(old *rules.Installed, policies []ctpolicy.Policy) 
 		}
 		if changed {
 			label.Clear(ctpolicy.LabelRegistered)
-			if p := before.Flow(e); p == nil || !slices.ContainsFunc(policies, func(w ctpolicy.Policy) bool { return w.Name == p.Name }) {
+			if p, q := before.Flow(e), now.Flow(e); p == nil || q == nil || p.Name != q.Name {
 				label.Clear(ctpolicy.LabelTracked)
 			}
 		}

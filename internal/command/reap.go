@@ -48,10 +48,8 @@ func reap(ctx context.Context, env *Env, verbose bool) (err error) {
 	t := &tally{}
 	r.Ended = t.count
 	adopted, left := r.AdoptOrEnd()
-	if err := r.Sweep(); err != nil {
-		return explain(err)
-	}
-	r.Drain(ctx)
+	left = errors.Join(left, r.Sweep())
+	r.Drain(ctx) // also what a sweep has found that could not be finished
 	fmt.Fprintf(env.Stdout, "%d ended, %d survived, %d adopted\n", t.ended, t.survived, adopted)
 	return explain(left)
 }
