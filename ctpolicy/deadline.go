@@ -6,16 +6,6 @@ import (
 	"curfew/ctpolicy/conntrack"
 )
 
-// The conntrack label bits. LabelMatched is for flows whose addresses are those of a policy, LabelCovered for those that it
-// covers, LabelTracked for those that got its ct timeout object, LabelRegistered for those in the fallback's register. nft
-// prints them as numbers.
-const (
-	LabelMatched    = 124
-	LabelCovered    = 125
-	LabelTracked    = 126
-	LabelRegistered = 127
-)
-
 // A Cause is the limit that ends a flow, by the key that sets it.
 type Cause string
 

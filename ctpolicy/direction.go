@@ -38,13 +38,3 @@ func (d Direction) String() string {
 
 // Includes tells whether a policy of this direction covers flows of another.
 func (d Direction) Includes(of Direction) bool { return d == Any || d == of }
-
-// keyDirection is the word for a direction in a policy's limits.
-const keyDirection = "direction"
-
-func (d Direction) appendTo(parts []string) []string {
-	if d == Any {
-		return parts
-	}
-	return append(parts, keyDirection+" "+d.String())
-}

@@ -8,18 +8,22 @@ import (
 	"curfew/ctpolicy/conntrack"
 )
 
-// A Matcher answers which policy covers a flow. It is read only once made, so it may be shared if local may.
+// A Matcher answers which policy covers a flow: the first that matches. It is read only once made, so it may be shared if
+// local may.
 type Matcher struct {
 	policies []Policy
-	byPort   [1 << 16]uint16 // index into policies plus one
+	slots    []int
+	groups   []Group
+	byPort   [1 << 16]uint16 // index into groups plus one
 	local    func(netip.Addr) bool
 }
 
 // NewMatcher takes policies that Validate found good. local tells whether an address is this host's own.
 func NewMatcher(policies []Policy, local func(netip.Addr) bool) *Matcher {
-	m := &Matcher{policies: policies, local: local}
-	for i, p := range policies {
-		for _, r := range p.Ports {
+	m := &Matcher{policies: policies, groups: Groups(policies), local: local}
+	m.slots, _ = Slots(policies)
+	for i := range m.groups {
+		for _, r := range m.groups[i].Ports {
 			for port := int(r.First); port <= int(r.Last); port++ {
 				m.byPort[port] = uint16(i + 1)
 			}
@@ -37,19 +41,39 @@ func (m *Matcher) Flow(e *conntrack.Entry) *Policy { return m.Tuple(e.Orig, e.Re
 // Tuple is the policy that covers a flow with this original tuple, or nil. The server's own address is another than the
 // tuple's destination where that is translated.
 func (m *Matcher) Tuple(t conntrack.Tuple, server netip.Addr) *Policy {
-	p := m.port(t.Dst.Port())
-	if p == nil || !p.coversAddresses(t.Src.Addr(), t.Dst.Addr()) {
-		return nil
+	for _, i := range m.candidates(t.Dst.Port()) {
+		p := &m.policies[i]
+		if p.coversAddresses(t.Src.Addr(), t.Dst.Addr()) &&
+			(p.Direction == Any || p.Direction == m.Direction(t.Src.Addr(), server)) {
+			return p
+		}
 	}
-	if p.Direction != Any && p.Direction != m.Direction(t.Src.Addr(), server) {
-		return nil
-	}
-	return p
+	return nil
 }
 
-func (m *Matcher) port(port uint16) *Policy {
+// Labels are the bits that the rules give to a flow when they first see it: the slots of policies whose addresses match,
+// and its direction. A flow that no policy covers has none.
+func (m *Matcher) Labels(e *conntrack.Entry) (label conntrack.Label) {
+	p := m.Flow(e)
+	if p == nil {
+		return label
+	}
+	for _, i := range m.candidates(e.Orig.Dst.Port()) {
+		if m.slots[i] >= 0 && m.policies[i].coversAddresses(e.Orig.Src.Addr(), e.Orig.Dst.Addr()) {
+			label.Set(LabelMatched + m.slots[i])
+		}
+	}
+	label.Set(DirectionLabel(m.Direction(e.Orig.Src.Addr(), e.Reply.Src.Addr())))
+	if p.Ends() {
+		label.Set(LabelCovered)
+	}
+	return label
+}
+
+// candidates are the policies that cover flows to a port, by index.
+func (m *Matcher) candidates(port uint16) []int {
 	if i := m.byPort[port]; i > 0 {
-		return &m.policies[i-1]
+		return m.groups[i-1].Policies
 	}
 	return nil
 }
@@ -80,7 +104,7 @@ const ClientPort = 32768
 // translation can't be turned.
 func (m *Matcher) Reversed(e *conntrack.Entry) *Policy {
 	if e.OrigFlags&e.ReplyFlags&conntrack.FlagLiberal == 0 || (e.OrigFlags|e.ReplyFlags)&conntrack.FlagWindowScale != 0 || e.Status&conntrack.StatusNAT != 0 ||
-		m.port(e.Orig.Src.Port()) == nil || m.port(e.Orig.Dst.Port()) != nil || e.Orig.Dst.Port() < ClientPort {
+		m.candidates(e.Orig.Src.Port()) == nil || m.candidates(e.Orig.Dst.Port()) != nil || e.Orig.Dst.Port() < ClientPort {
 		return nil
 	}
 	if m.Direction(e.Orig.Src.Addr(), e.Orig.Dst.Addr()) != Forwarded {

@@ -22,7 +22,7 @@ func TestMatcher(t *testing.T) {
 		m := NewMatcher(policies, nowhere)
 		ports := m.Ports()
 		for port := range 1 << 16 {
-			got, want := m.port(uint16(port)), search(policies, uint16(port))
+			got, want := m.Tuple(portTuple(uint16(port)), netip.Addr{}), search(policies, uint16(port))
 			if got != want {
 				t.Fatalf("%v: port %d is of %v, want %v", policies, port, got, want)
 			}
@@ -38,6 +38,11 @@ func TestMatcher(t *testing.T) {
 
 // nowhere is a host without addresses.
 func nowhere(netip.Addr) bool { return false }
+
+// portTuple is a flow to a port.
+func portTuple(port uint16) conntrack.Tuple {
+	return conntrack.Tuple{Dst: netip.AddrPortFrom(netip.IPv4Unspecified(), port)}
+}
 
 func search(policies []Policy, port uint16) *Policy {
 	for i := range policies {
@@ -72,8 +77,8 @@ func randomPolicies(rnd *rand.Rand) []Policy {
 
 func TestMatcherWithoutPolicies(t *testing.T) {
 	m := NewMatcher(nil, nowhere)
-	if m.port(389) != nil || m.Ports() != nil || m.Lead() != maxLead {
-		t.Errorf("got %v, %v, %v", m.port(389), m.Ports(), m.Lead())
+	if m.Tuple(portTuple(389), netip.Addr{}) != nil || m.Ports() != nil || m.Lead() != maxLead {
+		t.Errorf("got %v, %v, %v", m.Tuple(portTuple(389), netip.Addr{}), m.Ports(), m.Lead())
 	}
 }
 

@@ -2,9 +2,11 @@ package ctpolicy
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // A PortRange is the ports First to Last, both included.
@@ -18,7 +20,8 @@ func (r PortRange) String() string {
 	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
-// ParsePorts reads "389,636,8000-8010". The answer is sorted, and neighbours are joined.
+// ParsePorts reads "389,636,8000-8010,ldaps", with the names of /etc/services. The answer is sorted, and neighbours are
+// joined.
 func ParsePorts(s string) ([]PortRange, error) {
 	var ranges []PortRange
 	for part := range strings.SplitSeq(s, ",") {
@@ -32,6 +35,9 @@ func ParsePorts(s string) ([]PortRange, error) {
 }
 
 func parseRange(s string) (PortRange, error) {
+	if port, ok := servicePort(s); ok {
+		return PortRange{port, port}, nil
+	}
 	from, to, isRange := strings.Cut(s, "-")
 	first, err := parsePort(from)
 	if err != nil {
@@ -50,10 +56,19 @@ func parseRange(s string) (PortRange, error) {
 	return PortRange{first, last}, nil
 }
 
+// servicePort finds a name in /etc/services.
+func servicePort(name string) (port uint16, ok bool) {
+	if !strings.ContainsFunc(name, unicode.IsLetter) {
+		return 0, false
+	}
+	n, err := net.LookupPort("tcp", name)
+	return uint16(n), err == nil && n > 0
+}
+
 func parsePort(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil || n < 1 || n > 65535 {
-		return 0, fmt.Errorf("%q is not a port: ports are 1 to 65535, for example 389,636,8000-8010", s)
+		return 0, fmt.Errorf("%q is not a port: write 1 to 65535 or a name from /etc/services, for example 389,636,8000-8010,ldaps", s)
 	}
 	return uint16(n), nil
 }
@@ -70,18 +85,6 @@ func joinRanges(ranges []PortRange) []PortRange {
 		joined = append(joined, r)
 	}
 	return joined
-}
-
-// overlap finds ports that both lists hold.
-func overlap(a, b []PortRange) (PortRange, bool) {
-	for _, x := range a {
-		for _, y := range b {
-			if r := (PortRange{max(x.First, y.First), min(x.Last, y.Last)}); r.First <= r.Last {
-				return r, true
-			}
-		}
-	}
-	return PortRange{}, false
 }
 
 // FormatPorts is the opposite of ParsePorts.

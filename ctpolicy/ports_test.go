@@ -21,6 +21,7 @@ func TestParsePorts(t *testing.T) {
 		{"80-99,85,99-100", []PortRange{{80, 100}}},
 		{"80,82", []PortRange{{80, 80}, {82, 82}}},
 		{"65535,1-65534", []PortRange{{1, 65535}}},
+		{"https,ssh,1-9", []PortRange{{1, 9}, {22, 22}, {443, 443}}},
 	} {
 		if got, err := ParsePorts(c.text); err != nil || !slices.Equal(got, c.want) {
 			t.Errorf("%q: got %v, %v; want %v", c.text, got, err, c.want)
@@ -32,15 +33,16 @@ func TestParsePortsRefuses(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"", `"" is not a port`},
 		{"389,", `"" is not a port`},
-		{"0", `"0" is not a port: ports are 1 to 65535`},
-		{"70000", `"70000" is not a port: ports are 1 to 65535`},
+		{"0", `"0" is not a port: write 1 to 65535`},
+		{"70000", `"70000" is not a port: write 1 to 65535`},
 		{"99999999999999999999", "is not a port"},
 		{"-5", `"" is not a port`},
 		{"+5", `"+5" is not a port`},
 		{"5-", `"" is not a port`},
 		{"1-2-3", `"2-3" is not a port`},
 		{"0-10", `"0" is not a port`},
-		{"ldap", `"ldap" is not a port`},
+		{"no-such-service", `"no" is not a port`},
+		{"nosuch", `"nosuch" is not a port`},
 		{"0x50", `"0x50" is not a port`},
 		{"1 000", `"1 000" is not a port`},
 		{"9000-8000", `range "9000-8000" is reversed: did you mean 8000-9000?`},

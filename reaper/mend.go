@@ -61,8 +61,7 @@ func (r *Reaper) turn(e *conntrack.Entry) {
 	_, err := r.Flows.Renew(e, func(anew *conntrack.Entry) {
 		r.unpinned(anew)
 		anew.Reverse()
-		anew.Label.Set(ctpolicy.LabelMatched)
-		anew.Label.Set(ctpolicy.LabelCovered)
+		anew.Label = r.Policies.Labels(anew)
 	})
 	switch {
 	case err == nil:

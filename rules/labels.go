@@ -35,7 +35,7 @@ func usesOurLabels(words exprs) bool {
 }
 
 func hasOurBits(data []byte) bool {
-	for _, bit := range []int{ctpolicy.LabelMatched, ctpolicy.LabelCovered, ctpolicy.LabelTracked, ctpolicy.LabelRegistered} {
+	for bit := ctpolicy.FirstLabel; bit <= ctpolicy.LabelRegistered; bit++ {
 		for i, b := range labelBit(bit) {
 			if len(data) == len(labelBit(bit)) && data[i]&b != 0 {
 				return true

@@ -54,3 +54,19 @@ func byteInBitmap(bit, wordSize int, big bool) int {
 }
 
 func bigEndian() bool { return binary.NativeEndian.Uint16([]byte{0, 1}) == 1 }
+
+// AndNot is the bits that the other label does not have.
+func (l Label) AndNot(other Label) Label {
+	for i := range l {
+		l[i] &^= other[i]
+	}
+	return l
+}
+
+// Or is the bits that either label has.
+func (l Label) Or(other Label) Label {
+	for i := range l {
+		l[i] |= other[i]
+	}
+	return l
+}

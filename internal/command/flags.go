@@ -78,49 +78,12 @@ func (f *policyFlag) String() string { return "" }
 // policyFlags describe policies; the drafts hold them after parsing.
 func policyFlags() (*drafts, []cli.Flag) {
 	d := &drafts{}
-	flag := func(name, usage string, set func(p *ctpolicy.Policy, value string) error) cli.Flag {
-		return &cli.GenericFlag{Name: name, Usage: usage, Value: &policyFlag{name, d, set}}
+	var flags []cli.Flag
+	for _, k := range ctpolicy.Keys {
+		name := strings.ReplaceAll(k.Name, "_", "-")
+		flags = append(flags, &cli.GenericFlag{Name: name, Usage: k.Usage, Value: &policyFlag{name, d, k.Set}})
 	}
-	limit := func(field func(*ctpolicy.Policy) *time.Duration) func(*ctpolicy.Policy, string) error {
-		return func(p *ctpolicy.Policy, value string) (err error) {
-			*field(p), err = ctpolicy.ParseLimit(value)
-			return err
-		}
-	}
-	prefixes := func(field func(*ctpolicy.Policy) *ctpolicy.Prefixes) func(*ctpolicy.Policy, string) error {
-		return func(p *ctpolicy.Policy, value string) (err error) {
-			*field(p), err = ctpolicy.ParsePrefixes(value)
-			return err
-		}
-	}
-	return d, []cli.Flag{
-		flag("port", "destination `PORTS` as clients dial them: 389,636,8000-8010", func(p *ctpolicy.Policy, v string) (err error) {
-			p.Ports, err = ctpolicy.ParsePorts(v)
-			return err
-		}),
-		flag("max-age", "end connections that are this old: `30s`, 15m, 1h30m, 7d",
-			limit(func(p *ctpolicy.Policy) *time.Duration { return &p.MaxAge })),
-		flag("idle", "end connections without a packet for this `TIME`",
-			limit(func(p *ctpolicy.Policy) *time.Duration { return &p.Idle })),
-		flag("direction", "`DIRECTION` of the connections: any, inbound, outbound or forwarded (default: any)",
-			func(p *ctpolicy.Policy, v string) (err error) {
-				p.Direction, err = ctpolicy.ParseDirection(v)
-				return err
-			}),
-		flag("from", "only clients in these `PREFIXES`: 10.0.0.0/8,fd00::/8",
-			prefixes(func(p *ctpolicy.Policy) *ctpolicy.Prefixes { return &p.From })),
-		flag("to", "only servers, as clients dial them, in these `PREFIXES`",
-			prefixes(func(p *ctpolicy.Policy) *ctpolicy.Prefixes { return &p.To })),
-		flag("except", "leave clients and servers in these `PREFIXES` alone",
-			prefixes(func(p *ctpolicy.Policy) *ctpolicy.Prefixes { return &p.Except })),
-		flag("name", "`NAME` of the policy in the table and the log (default: tcp-PORT)", func(p *ctpolicy.Policy, v string) error {
-			if v == "" {
-				return errors.New("a name must not be empty")
-			}
-			p.Name = v
-			return nil
-		}),
-	}
+	return d, flags
 }
 
 const defaultRegisterSize = 65536

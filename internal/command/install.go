@@ -115,7 +115,17 @@ func oldTimestamps(notes []string) string {
 }
 
 // ourLabels are all label bits that we use.
-var ourLabels = conntrack.Bits(ctpolicy.LabelMatched, ctpolicy.LabelCovered, ctpolicy.LabelTracked, ctpolicy.LabelRegistered)
+var ourLabels = labelsFrom(ctpolicy.FirstLabel)
+
+// givenLabels are those that follow from a flow and the policies.
+var givenLabels = ourLabels.AndNot(conntrack.Bits(ctpolicy.LabelReported, ctpolicy.LabelRetried, ctpolicy.LabelTracked, ctpolicy.LabelRegistered))
+
+func labelsFrom(first int) (label conntrack.Label) {
+	for bit := first; bit <= ctpolicy.LabelRegistered; bit++ {
+		label.Set(bit)
+	}
+	return label
+}
 
 // clearLabels is for a table that is not there (yet): a label of an earlier one would make a flow look overdue.
 func (k *kernel) clearLabels() error {
@@ -132,13 +142,7 @@ func (k *kernel) updateLabels(old *rules.Installed, policies []ctpolicy.Policy) 
 		before = ctpolicy.NewMatcher(old.Policies, k.local.has)
 	}
 	return k.relabel(func(e *conntrack.Entry) conntrack.Label {
-		label := e.Label
-		label.Clear(ctpolicy.LabelMatched)
-		label.Clear(ctpolicy.LabelCovered)
-		if now.Flow(e) != nil {
-			label.Set(ctpolicy.LabelMatched)
-			label.Set(ctpolicy.LabelCovered)
-		}
+		label := e.Label.AndNot(givenLabels).Or(now.Labels(e))
 		if changed {
 			label.Clear(ctpolicy.LabelRegistered)
 			if p, q := before.Flow(e), now.Flow(e); p == nil || q == nil || p.Name != q.Name {

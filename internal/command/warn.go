@@ -12,7 +12,7 @@ import (
 func warn(env *Env, mark uint32) {
 	labels, err := rules.LabelUsers()
 	tell(env, err, labels, "chain %s uses one of the ct labels %d to %d, which are curfew's: limits may come early or late",
-		ctpolicy.LabelMatched, ctpolicy.LabelRegistered)
+		ctpolicy.FirstLabel, ctpolicy.LabelRegistered)
 	marks, err := rules.MarkUsers(mark)
 	tell(env, err, marks, "chain %s uses packet mark %#x, which is curfew's: challenges may be lost, or other packets untracked;"+
 		" choose another with --mark", mark)
