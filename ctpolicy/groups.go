@@ -84,3 +84,8 @@ func (g *Group) Of(policies []Policy, d Direction) (list []int) {
 	}
 	return list
 }
+
+// Directed tells whether it depends on a flow's direction which policy of the group covers it.
+func (g *Group) Directed(policies []Policy) bool {
+	return len(g.Policies) > 1 && slices.ContainsFunc(g.Policies, func(i int) bool { return policies[i].Direction != Any })
+}

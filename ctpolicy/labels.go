@@ -12,7 +12,7 @@ const (
 	LabelReported = 123
 	// LabelRetried is for flows whose client had to send its SYN again: they began later than their entry.
 	LabelRetried = 124
-	// LabelCovered is for flows whose lifetime a policy limits.
+	// LabelCovered is for flows that a policy covers.
 	LabelCovered = 125
 	// LabelTracked is for flows that got the policy's ct timeout object.
 	LabelTracked = 126

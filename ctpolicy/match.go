@@ -51,8 +51,8 @@ func (m *Matcher) Tuple(t conntrack.Tuple, server netip.Addr) *Policy {
 	return nil
 }
 
-// Labels are the bits that the rules give to a flow when they first see it: the slots of policies whose addresses match,
-// and its direction. A flow that no policy covers has none.
+// Labels are the bits that the rules give to a flow when they first see it: that it is covered, the slots of policies whose
+// addresses match, and its direction where that matters. A flow that no policy covers has none.
 func (m *Matcher) Labels(e *conntrack.Entry) (label conntrack.Label) {
 	p := m.Flow(e)
 	if p == nil {
@@ -63,10 +63,10 @@ func (m *Matcher) Labels(e *conntrack.Entry) (label conntrack.Label) {
 			label.Set(LabelMatched + m.slots[i])
 		}
 	}
-	label.Set(DirectionLabel(m.Direction(e.Orig.Src.Addr(), e.Reply.Src.Addr())))
-	if p.Ends() {
-		label.Set(LabelCovered)
+	if m.groups[m.byPort[e.Orig.Dst.Port()]-1].Directed(m.policies) {
+		label.Set(DirectionLabel(m.Direction(e.Orig.Src.Addr(), e.Reply.Src.Addr())))
 	}
+	label.Set(LabelCovered)
 	return label
 }
 

@@ -27,6 +27,14 @@ func ParseMode(s string) (Mode, error) {
 	return Enforce, fmt.Errorf("%q is not a mode: it must be enforce or report", s)
 }
 
+// String is the word that ParseMode reads.
+func (m Mode) String() string {
+	if m == Enforce {
+		return "enforce"
+	}
+	return string(m)
+}
+
 // A Refuse is what the client of a flow too many gets.
 type Refuse string
 
@@ -107,9 +115,17 @@ func ParseSourceRate(s string) (r SourceRate, err error) {
 
 // String is what ParseSourceRate reads, and "" for no limit.
 func (r SourceRate) String() string {
+	if r.Count == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d/%s burst %d", r.Count, r.Unit(), r.Burst)
+}
+
+// Unit is the word for Per.
+func (r SourceRate) Unit() string {
 	for _, u := range rateUnits {
-		if r.Count > 0 && r.Per == u.per {
-			return fmt.Sprintf("%d/%s burst %d", r.Count, u.name, r.Burst)
+		if r.Per == u.per {
+			return u.name
 		}
 	}
 	return ""

@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -79,12 +77,12 @@ func (tx *transaction) build() {
 	for i := range list {
 		tx.addRules(&list[i])
 	}
-	tx.allPorts()
+	tx.elements()
 	if tx.config.Adopting {
-		tx.refresh(aliveSet(), Heartbeat, "apply")
+		tx.fail(refresh(tx.Conn, aliveSet(), Heartbeat, "apply"))
 	}
 	if tx.config.Adopt > 0 && !tx.same() {
-		tx.refresh(adoptSet(), tx.config.Adopt, "")
+		tx.fail(refresh(tx.Conn, adoptSet(), tx.config.Adopt, ""))
 	}
 }
 
@@ -114,12 +112,6 @@ func (tx *transaction) clear() {
 			tx.flush(flowsSet(&families[i]))
 		}
 	}
-	for _, name := range []string{mapMatch, mapMatchReply, mapEnd} {
-		tx.flush(name)
-	}
-	for _, d := range ctpolicy.Directions {
-		tx.flush(limitMap(d))
-	}
 }
 
 func (tx *transaction) flush(set string) {
@@ -128,47 +120,40 @@ func (tx *transaction) flush(set string) {
 	}
 }
 
-// refresh gives a set of one element its full time again.
-func (tx *transaction) refresh(set *nftables.Set, timeout time.Duration, who string) {
-	e := tcpElement(timeout, who)
-	tx.fail(errors.Join(tx.SetAddElements(set, e), tx.SetDeleteElements(set, e), tx.SetAddElements(set, e)))
-}
-
+// sets makes the sets that are not there yet, and fills those whose elements don't change by themselves.
 func (tx *transaction) sets() {
-	for _, set := range fixedSets(tx.config.RegisterSize) {
-		if !tx.has(set.Name) {
-			tx.fail(tx.AddSet(set, nil))
-		}
-	}
-	for i := range tx.config.Policies {
-		for _, s := range addressSets(&tx.config.Policies[i]) {
-			for j := range families {
-				tx.addresses(s.object(&families[j]))
-			}
+	for _, set := range wantedSets(tx.config) {
+		switch {
+		case !tx.has(set.Name):
+			tx.fail(tx.AddSet(set.Set, nil))
+		case !set.HasTimeout && !set.Dynamic:
+			tx.flush(set.Name)
 		}
 	}
 }
 
-// addresses fills a set of a policy. It is made if it has elements, and else dropped with what nobody wants.
-func (tx *transaction) addresses(set *nftables.Set, elements []nftables.SetElement) {
-	if len(elements) == 0 {
-		return
+// elements come after the chains that they lead to.
+func (tx *transaction) elements() {
+	for _, set := range wantedSets(tx.config) {
+		for part := range slices.Chunk(set.elements, maxElements) {
+			tx.fail(tx.SetAddElements(set.Set, part))
+		}
 	}
-	if tx.has(set.Name) {
-		tx.flush(set.Name)
-	} else {
-		tx.fail(tx.AddSet(set, nil))
-	}
-	tx.elements(set, elements)
 }
+
+// maxElements is how many elements fit into one message.
+const maxElements = 1000
 
 // objects adds counters and ct timeout objects that are not there yet.
 func (tx *transaction) objects() {
 	tx.object(counterStray, nftables.ObjTypeCounter, &expr.Counter{})
 	for i := range tx.config.Policies {
 		p := &tx.config.Policies[i]
-		for _, count := range countNames {
+		for _, count := range counts(p) {
 			tx.object(counterName(p.Name, count), nftables.ObjTypeCounter, &expr.Counter{})
+		}
+		if !p.Ends() || !p.Enforced() {
+			continue
 		}
 		timeouts := p.Timeouts(tx.config.Defaults)
 		tx.object(timeoutName(p.Name, timeouts), nftables.ObjTypeCtTimeout, ctTimeout(timeouts))
@@ -213,9 +198,12 @@ func (tx *transaction) dropUnwanted(list []chain) {
 			tx.DelChain(&nftables.Chain{Name: name, Table: table})
 		}
 	}
-	wanted := wantedSets(tx.config)
+	wanted := map[string]bool{}
+	for _, set := range wantedSets(tx.config) {
+		wanted[set.Name] = true
+	}
 	for _, name := range tx.old.sets {
-		if !slices.Contains(wanted, name) {
+		if !wanted[name] {
 			tx.DelSet(&nftables.Set{Table: table, Name: name})
 		}
 	}
@@ -226,78 +214,14 @@ func (tx *transaction) dropUnwanted(list []chain) {
 	}
 }
 
-// wantedSets are the names of all sets that the table should have.
-func wantedSets(c *Config) []string {
-	var names []string
-	for _, set := range fixedSets(c.RegisterSize) {
-		names = append(names, set.Name)
-	}
-	for i := range c.Policies {
-		for _, s := range addressSets(&c.Policies[i]) {
-			for j := range families {
-				if _, elements := s.object(&families[j]); len(elements) > 0 {
-					names = append(names, s.name(&families[j]))
-				}
-			}
-		}
-	}
-	return names
-}
-
 func (tx *transaction) addRules(c *chain) {
 	for _, r := range c.rules {
-		rule := &nftables.Rule{Table: table, Chain: c.object(), Exprs: r.exprs}
+		rule := &nftables.Rule{Table: table, Chain: c.object(), Exprs: r.clause.exprs}
 		if r.comment != "" {
 			rule.UserData = comment(r.comment)
 		}
 		tx.AddRule(rule)
 	}
-}
-
-// maxElements is how many elements fit into one message.
-const maxElements = 1000
-
-func (tx *transaction) elements(set *nftables.Set, elements []nftables.SetElement) {
-	for part := range slices.Chunk(elements, maxElements) {
-		tx.fail(tx.SetAddElements(set, part))
-	}
-}
-
-// allPorts fills the maps from ports to the policies' chains.
-func (tx *transaction) allPorts() {
-	for i := range tx.config.Policies {
-		p := &tx.config.Policies[i]
-		if p.Addresses() {
-			tx.ports(mapMatch, p, matchChain(p.Name, false))
-			tx.ports(mapMatchReply, p, matchChain(p.Name, true))
-		}
-		tx.ports(mapEnd, p, endChain(p.Name))
-		for _, d := range ctpolicy.Directions {
-			if p.Direction.Includes(d) {
-				tx.ports(limitMap(d), p, limitChain(p.Name))
-			}
-		}
-	}
-}
-
-func (tx *transaction) ports(name string, p *ctpolicy.Policy, target string) {
-	var elements []nftables.SetElement
-	for _, r := range p.Ports {
-		elements = append(elements, interval(r, target)...)
-	}
-	tx.elements(portMap(name), elements)
-}
-
-// interval is a range of ports as the kernel keeps it: half open, and without an end at the top.
-func interval(r ctpolicy.PortRange, target string) []nftables.SetElement {
-	elements := []nftables.SetElement{{
-		Key:         binaryutil.BigEndian.PutUint16(r.First),
-		VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: target},
-	}}
-	if r.Last < 65535 {
-		elements = append(elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(r.Last + 1), IntervalEnd: true})
-	}
-	return elements
 }
 
 func (c *chain) object() *nftables.Chain {

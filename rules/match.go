@@ -1,23 +1,18 @@
 package rules
 
 import (
-	"encoding/binary"
-	"hash/fnv"
+	"fmt"
 	"time"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
 	"curfew/ctpolicy"
 	"curfew/ctpolicy/conntrack"
 )
 
-// The functions here are the words of nft's language, as the expressions that nft would send for them.
-
-type exprs = []expr.Any
+// The functions here are the words of nft's language.
 
 const (
 	reg      = unix.NFT_REG_1
@@ -27,129 +22,123 @@ const (
 	tcpAck   = 0x10
 )
 
-// join makes one rule out of its words.
-func join(words ...exprs) exprs {
-	var rule exprs
-	for _, w := range words {
-		rule = append(rule, w...)
-	}
-	return rule
+func loadProtocol() expr.Any { return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg} }
+
+func isTCP() clause {
+	return say("meta l4proto tcp", loadProtocol(), equal([]byte{unix.IPPROTO_TCP}))
 }
 
-func equal(value []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: value} }
+// implyTCP is for words that nft takes for TCP's.
+func implyTCP() clause { return say("", isTCP().exprs...) }
 
-func notEqual(value []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: value} }
-
-func mask(bits []byte) expr.Any {
-	return &expr.Bitwise{
-		SourceRegister: reg, DestRegister: reg, Len: uint32(len(bits)),
-		Mask: bits, Xor: make([]byte, len(bits)),
-	}
+func notTCP() clause {
+	return say("meta l4proto != tcp", loadProtocol(), notEqual([]byte{unix.IPPROTO_TCP}))
 }
 
-func native32(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
-
-// meta l4proto tcp
-func isTCP() exprs {
-	return exprs{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, equal([]byte{unix.IPPROTO_TCP})}
+// during holds where TCP is in the set, for as long as something lasts.
+func during(set string) clause {
+	return say("meta l4proto @"+set, loadProtocol(), &expr.Lookup{SourceRegister: reg, SetName: set})
 }
 
-// meta l4proto != tcp
-func notTCP() exprs {
-	return exprs{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, notEqual([]byte{unix.IPPROTO_TCP})}
+func unlessDuring(set string) clause {
+	return say("meta l4proto != @"+set, loadProtocol(), &expr.Lookup{SourceRegister: reg, SetName: set, Invert: true})
 }
 
-// meta l4proto @set, where tcp is in the set for as long as something holds
-func during(set string) exprs { return lookupProtocol(set, false) }
-
-// meta l4proto != @set
-func unlessDuring(set string) exprs { return lookupProtocol(set, true) }
-
-func lookupProtocol(set string, invert bool) exprs {
-	return exprs{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
-		&expr.Lookup{SourceRegister: reg, SetName: set, Invert: invert},
-	}
-}
-
-// iif lo
-func fromLoopback() exprs {
+func fromLoopback() clause {
 	const loopback = 1 // the kernel gives it this index in every namespace (dev_index_reserve in net/core/dev.c)
-	return exprs{&expr.Meta{Key: expr.MetaKeyIIF, Register: reg}, equal(native32(loopback))}
+	return say(`iif "lo"`, &expr.Meta{Key: expr.MetaKeyIIF, Register: reg}, equal(native32(loopback)))
 }
 
-// fib daddr type local; inverted: fib daddr type != local. At output `oif` would not do: it is the device from before NAT.
-func toHere(invert bool) exprs {
-	load := &expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}
-	if invert {
-		return exprs{load, notEqual(native32(unix.RTN_LOCAL))}
-	}
-	return exprs{load, equal(native32(unix.RTN_LOCAL))}
+// toHere is for packets to this host. At output `oif` would not do: it is the device from before NAT.
+func toHere() clause {
+	return say("fib daddr type local", &expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}, equal(native32(unix.RTN_LOCAL)))
 }
 
-// tcp flags value / bits
-func tcpFlags(bits, value byte) exprs {
-	return join(isTCP(), exprs{
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		mask([]byte{bits}), equal([]byte{value}),
-	})
+func toElsewhere() clause {
+	return say("fib daddr type != local", &expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}, notEqual(native32(unix.RTN_LOCAL)))
 }
 
-func syn() exprs { return tcpFlags(tcpFin|tcpSyn|tcpReset|tcpAck, tcpSyn) }
+func loadPort(offset uint32, register uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}
+}
+
+// Offsets in the TCP header.
+const (
+	sourcePort = 0
+	destPort   = 2
+	flagsByte  = 13
+)
+
+func tcpFlags(text string, bits, value byte) clause {
+	return join(implyTCP(), say("tcp flags "+text,
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: flagsByte, Len: 1},
+		mask([]byte{bits}), equal([]byte{value})))
+}
+
+func syn() clause {
+	return tcpFlags("syn / fin,syn,rst,ack", tcpFin|tcpSyn|tcpReset|tcpAck, tcpSyn)
+}
+
+func notSyn() clause { return tcpFlags("! syn", tcpSyn, 0) }
+
+func isReset() clause { return tcpFlags("& rst == rst", tcpReset, tcpReset) }
 
 func loadCt(key expr.CtKey) expr.Any { return &expr.Ct{Key: key, Register: reg} }
 
-// ct state new, or established
-func ctState(bit uint32) exprs {
-	return exprs{loadCt(expr.CtKeySTATE), mask(native32(bit)), notEqual(native32(0))}
+func ctNew() clause {
+	return say("ct state new", loadCt(expr.CtKeySTATE), mask(native32(expr.CtStateBitNEW)), notEqual(native32(0)))
 }
 
-// ct state != new
-func ctStateIsNot(bit uint32) exprs {
-	return exprs{loadCt(expr.CtKeySTATE), notEqual(native32(bit))}
+func ctEstablished() clause {
+	return say("ct state established", loadCt(expr.CtKeySTATE), mask(native32(expr.CtStateBitESTABLISHED)), notEqual(native32(0)))
 }
 
-// ct status & bits == value
-func ctStatus(bits, value uint32) exprs {
-	return exprs{loadCt(expr.CtKeySTATUS), mask(native32(bits)), equal(native32(value))}
+func ctNotNew() clause {
+	return say("ct state != new", loadCt(expr.CtKeySTATE), notEqual(native32(expr.CtStateBitNEW)))
 }
 
-// ct status & bits != value
-func ctStatusIsNot(bits, value uint32) exprs {
-	return exprs{loadCt(expr.CtKeySTATUS), mask(native32(bits)), notEqual(native32(value))}
+// pinned is the packets of flows whose timeout is fixed.
+func pinned() clause {
+	return say("ct status 0x400", loadCt(expr.CtKeySTATUS), mask(native32(conntrack.StatusFixedTimeout)), notEqual(native32(0)))
 }
 
-// ct direction original
-func ctOriginal() exprs { return exprs{loadCt(expr.CtKeyDIRECTION), equal([]byte{0})} }
+// unpinned is the others: nearly all.
+func unpinned() clause {
+	return say("ct status ! 0x400", loadCt(expr.CtKeySTATUS), mask(native32(conntrack.StatusFixedTimeout)), equal(native32(0)))
+}
 
-// ct direction reply
-func ctReply() exprs { return exprs{loadCt(expr.CtKeyDIRECTION), equal([]byte{1})} }
+// notOpen is the packets of flows that are not assured, or pinned.
+func notOpen() clause {
+	const open = conntrack.StatusAssured
+	return say("ct status != assured / assured,0x400", loadCt(expr.CtKeySTATUS), mask(native32(open|conntrack.StatusFixedTimeout)), notEqual(native32(open)))
+}
 
-// ct expiration <= limit; the register holds milliseconds in the host's byte order
-func ctExpires(limit time.Duration) exprs {
-	return exprs{
-		loadCt(expr.CtKeyEXPIRATION),
+func ctOriginal() clause {
+	return say("ct direction original", loadCt(expr.CtKeyDIRECTION), equal([]byte{0}))
+}
+
+func ctReply() clause {
+	return say("ct direction reply", loadCt(expr.CtKeyDIRECTION), equal([]byte{1}))
+}
+
+// ctExpires is for entries with at most so much time left. The register holds milliseconds in the host's byte order.
+func ctExpires(limit time.Duration) clause {
+	return say("ct expiration <= "+nftTime(limit), loadCt(expr.CtKeyEXPIRATION),
 		&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: 4, Size: 4},
-		&expr.Cmp{Op: expr.CmpOpLte, Register: reg, Data: binaryutil.BigEndian.PutUint32(uint32(limit.Milliseconds()))},
-	}
+		&expr.Cmp{Op: expr.CmpOpLte, Register: reg, Data: binaryutil.BigEndian.PutUint32(uint32(limit.Milliseconds()))})
 }
 
-// ct label bit
-func ctLabel(bit int) exprs {
-	return exprs{loadCt(expr.CtKeyLABELS), mask(labelBit(bit)), notEqual(labelBit(-1))}
+func ctLabel(bit int) clause {
+	return say(fmt.Sprintf("ct label %d", bit), loadCt(expr.CtKeyLABELS), mask(labelBit(bit)), notEqual(labelBit(-1)))
 }
 
-// ct label ! bit
-func ctLabelUnset(bit int) exprs {
-	return exprs{loadCt(expr.CtKeyLABELS), mask(labelBit(bit)), equal(labelBit(-1))}
+func ctLabelUnset(bit int) clause {
+	return say(fmt.Sprintf("ct label ! %d", bit), loadCt(expr.CtKeyLABELS), mask(labelBit(bit)), equal(labelBit(-1)))
 }
 
-// ct label set bit
-func setCtLabel(bit int) exprs {
-	return exprs{
-		&expr.Immediate{Register: reg, Data: labelBit(bit)},
-		&expr.Ct{Key: expr.CtKeyLABELS, Register: reg, SourceRegister: true},
-	}
+func setCtLabel(bit int) clause {
+	return say(fmt.Sprintf("ct label set %d", bit), &expr.Immediate{Register: reg, Data: labelBit(bit)},
+		&expr.Ct{Key: expr.CtKeyLABELS, Register: reg, SourceRegister: true})
 }
 
 // labelBit is a label with one bit set, or none.
@@ -161,126 +150,66 @@ func labelBit(bit int) []byte {
 	return label[:]
 }
 
-// ct original proto-dst vmap @name. The match on TCP stands right before it: nft leaves out words that it takes for
-// implied, and then can't read its own output.
-func vmapOriginalPort(name string) exprs {
-	return join(isTCP(), exprs{
-		&expr.Ct{Key: expr.CtKeyPROTODST, Register: reg, Direction: 0},
-		&expr.Lookup{SourceRegister: reg, SetName: name, IsDestRegSet: true},
-	})
+func lookupVerdict(m string) expr.Any {
+	return &expr.Lookup{SourceRegister: reg, SetName: m, IsDestRegSet: true}
 }
 
-// tcp dport >= 32768
-func toClient() exprs {
-	return join(isTCP(), exprs{
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: binaryutil.BigEndian.PutUint16(ctpolicy.ClientPort)},
-	})
+// vmapOriginalPort goes by the port that the client dialled. The match on TCP stands right before it: nft leaves out words
+// that it takes for implied, and then can't read its own output.
+func vmapOriginalPort(m string) clause {
+	return join(isTCP(), say("ct original proto-dst vmap @"+m, &expr.Ct{Key: expr.CtKeyPROTODST, Register: reg, Direction: 0}, lookupVerdict(m)))
 }
 
-// tcp sport vmap @name
-func vmapSourcePort(name string) exprs {
-	return join(isTCP(), exprs{
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
-		&expr.Lookup{SourceRegister: reg, SetName: name, IsDestRegSet: true},
-	})
+// toClient is for packets to a port that may be a client's.
+func toClient() clause {
+	return join(implyTCP(), say(fmt.Sprintf("tcp dport >= %d", ctpolicy.ClientPort), loadPort(destPort, reg),
+		&expr.Cmp{Op: expr.CmpOpGte, Register: reg, Data: binaryutil.BigEndian.PutUint16(ctpolicy.ClientPort)}))
 }
 
-// tcp dport vmap @name
-func vmapPort(name string) exprs {
-	return exprs{
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: reg, SetName: name, IsDestRegSet: true},
-	}
+func vmapSourcePort(m string) clause {
+	return join(implyTCP(), say("tcp sport vmap @"+m, loadPort(sourcePort, reg), lookupVerdict(m)))
 }
 
-// A family is what differs between IPv4 and IPv6.
-type family struct {
-	name         string // in the names of sets
-	nfproto      byte
-	source, dest uint32 // offsets of the addresses in the network header
-	length       uint32
-	regs         [4]uint32 // where saddr, sport, daddr and dport go, so that they are one key
-	address      nftables.SetDatatype
+func vmapPort(m string) clause {
+	return join(implyTCP(), say("tcp dport vmap @"+m, loadPort(destPort, reg), lookupVerdict(m)))
 }
 
-var families = []family{
-	{"4", unix.NFPROTO_IPV4, 12, 16, 4, [4]uint32{reg, unix.NFT_REG32_01, unix.NFT_REG32_02, unix.NFT_REG32_03}, nftables.TypeIPAddr},
-	{"6", unix.NFPROTO_IPV6, 8, 24, 16, [4]uint32{reg, unix.NFT_REG_2, unix.NFT_REG32_05, unix.NFT_REG32_09}, nftables.TypeIP6Addr},
+func portsIn(set string) clause {
+	return join(implyTCP(), say("tcp sport . tcp dport @"+set, loadPort(sourcePort, reg), loadPort(destPort, unix.NFT_REG32_01),
+		&expr.Lookup{SourceRegister: reg, SetName: set}))
 }
 
-// meta nfproto ipv4, or ipv6
-func (f *family) is() exprs {
-	return exprs{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg}, equal([]byte{f.nfproto})}
+func setCtTimeout(name string) clause {
+	return say(fmt.Sprintf("ct timeout set %q", name), &expr.Objref{Type: unix.NFT_OBJECT_CT_TIMEOUT, Name: name})
 }
 
-// ip saddr @set, or ip daddr; inverted: ip saddr != @set
-func (f *family) lookup(offset uint32, set string, invert bool) exprs {
-	return join(f.is(), exprs{
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.length},
-		&expr.Lookup{SourceRegister: reg, SetName: set, Invert: invert},
-	})
+func count(counter string) clause {
+	return say(fmt.Sprintf("counter name %q", counter), &expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter})
 }
 
-// ip saddr . tcp sport . ip daddr . tcp dport
-func (f *family) tuple() exprs {
-	load := func(dest uint32, base expr.PayloadBase, offset, length uint32) expr.Any {
-		return &expr.Payload{DestRegister: dest, Base: base, Offset: offset, Len: length}
-	}
-	return join(f.is(), isTCP(), exprs{
-		load(f.regs[0], expr.PayloadBaseNetworkHeader, f.source, f.length),
-		load(f.regs[1], expr.PayloadBaseTransportHeader, 0, 2),
-		load(f.regs[2], expr.PayloadBaseNetworkHeader, f.dest, f.length),
-		load(f.regs[3], expr.PayloadBaseTransportHeader, 2, 2),
-	})
+func reject() clause {
+	return say("reject with tcp reset", &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 }
 
-// update @set { ip saddr . tcp sport . ip daddr . tcp dport timeout d }
-func (f *family) update(set string, d time.Duration) exprs {
-	return join(f.tuple(), exprs{&expr.Dynset{
-		SrcRegKey: reg, SetName: set, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: d,
-	}})
-}
+func countReset(counter string) clause { return join(count(counter), reject()) }
 
-// ip saddr . tcp sport . ip daddr . tcp dport != @set
-func (f *family) missing(set string) exprs {
-	return join(f.tuple(), exprs{&expr.Lookup{SourceRegister: reg, SetName: set, Invert: true}})
-}
-
-// tcp sport . tcp dport @set
-func portsIn(set string) exprs {
-	return join(isTCP(), exprs{
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
-		&expr.Payload{DestRegister: unix.NFT_REG32_01, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: reg, SetName: set},
-	})
-}
-
-// ct timeout set "name"
-func setCtTimeout(name string) exprs {
-	return exprs{&expr.Objref{Type: unix.NFT_OBJECT_CT_TIMEOUT, Name: name}}
-}
-
-// counter name "name" reject with tcp reset
-func countReset(counter string) exprs {
-	return exprs{
-		&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter},
-		&expr.Reject{Type: unix.NFT_REJECT_TCP_RST},
-	}
-}
-
-func leave() exprs { return exprs{&expr.Verdict{Kind: expr.VerdictReturn}} }
+func leave() clause { return say("return", &expr.Verdict{Kind: expr.VerdictReturn}) }
 
 // accept ends the hook for us; the chains of others still see the packet.
-func accept() exprs { return exprs{&expr.Verdict{Kind: expr.VerdictAccept}} }
+func accept() clause { return say("accept", &expr.Verdict{Kind: expr.VerdictAccept}) }
 
-func drop() exprs { return exprs{&expr.Verdict{Kind: expr.VerdictDrop}} }
+func drop() clause { return say("drop", &expr.Verdict{Kind: expr.VerdictDrop}) }
 
-// comment is a rule's comment as nft writes and reads it.
-func comment(text string) []byte { return userdata.AppendString(nil, userdata.TypeComment, text) }
-
-func hash(t conntrack.Timeouts) uint32 {
-	h := fnv.New32a()
-	_ = binary.Write(h, binary.BigEndian, t[:]) // a hash takes everything
-	return h.Sum32()
+func jump(chain string) clause {
+	return say("jump "+chain, &expr.Verdict{Kind: expr.VerdictJump, Chain: chain})
 }
+
+func goTo(chain string) clause {
+	return say("goto "+chain, &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain})
+}
+
+func marked(mark uint32) clause {
+	return say(fmt.Sprintf("meta mark 0x%08x", mark), &expr.Meta{Key: expr.MetaKeyMARK, Register: reg}, equal(native32(mark)))
+}
+
+func notrack() clause { return say("notrack", &expr.Notrack{}) }

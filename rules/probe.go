@@ -5,8 +5,6 @@ import (
 	"os"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 
 	"curfew/ctpolicy"
 	"curfew/ctpolicy/conntrack"
@@ -47,22 +45,22 @@ func Features() []Feature {
 	return []Feature{
 		{"nf_tables", "CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET", "5.2", nothing},
 		{"connection tracking in rules", "CONFIG_NF_CONNTRACK, CONFIG_NFT_CT", "5.2", hooked(nftables.ChainHookOutput,
-			ctExpires(ctpolicy.Window), exprs{&expr.Notrack{}})},
+			ctExpires(ctpolicy.Window), notrack())},
 		{"reject with tcp reset before routing", "CONFIG_NFT_REJECT, CONFIG_NFT_REJECT_INET", "5.9", hooked(nftables.ChainHookPrerouting,
-			isTCP(), exprs{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})},
+			isTCP(), reject())},
 		{"ct timeout objects", "CONFIG_NF_CONNTRACK_TIMEOUT, CONFIG_NFT_OBJREF", "5.2", ctTimeoutObject},
 		{"ct labels", "CONFIG_NF_CONNTRACK_LABELS", "5.2", hooked(nftables.ChainHookOutput, setCtLabel(ctpolicy.LabelTracked))},
-		{"local addresses in rules", "CONFIG_NFT_FIB_INET", "5.2", hooked(nftables.ChainHookOutput, toHere(false))},
+		{"local addresses in rules", "CONFIG_NFT_FIB_INET", "5.2", hooked(nftables.ChainHookOutput, toHere())},
 		{"sets that rules fill", "CONFIG_NF_TABLES", "5.2", dynamicSet},
 	}
 }
 
 func nothing(*nftables.Conn, *nftables.Table) error { return nil }
 
-// hooked makes a rule of the words in a chain at the hook.
-func hooked(hook *nftables.ChainHook, words ...exprs) func(*nftables.Conn, *nftables.Table) error {
+// hooked makes a rule of the clauses in a chain at the hook.
+func hooked(hook *nftables.ChainHook, clauses ...clause) func(*nftables.Conn, *nftables.Table) error {
 	return func(tx *nftables.Conn, t *nftables.Table) error {
-		tx.AddRule(&nftables.Rule{Table: t, Chain: probeAt(tx, t, hook), Exprs: join(words...)})
+		tx.AddRule(&nftables.Rule{Table: t, Chain: probeAt(tx, t, hook), Exprs: join(clauses...).exprs})
 		return nil
 	}
 }
@@ -77,7 +75,7 @@ func ctTimeoutObject(tx *nftables.Conn, t *nftables.Table) error {
 	tx.AddObj(&nftables.NamedObj{
 		Table: t, Name: "probe", Type: nftables.ObjTypeCtTimeout, Obj: ctTimeout(conntrack.DefaultTimeouts()),
 	})
-	return hooked(nftables.ChainHookOutput, ctState(expr.CtStateBitNEW), setCtTimeout("probe"))(tx, t)
+	return hooked(nftables.ChainHookOutput, ctNew(), setCtTimeout("probe"))(tx, t)
 }
 
 func dynamicSet(tx *nftables.Conn, t *nftables.Table) error {
@@ -88,7 +86,7 @@ func dynamicSet(tx *nftables.Conn, t *nftables.Table) error {
 			return err
 		}
 		tx.AddRule(&nftables.Rule{
-			Table: t, Chain: probeAt(tx, t, nftables.ChainHookOutput), Exprs: families[i].update(set.Name, ctpolicy.Window),
+			Table: t, Chain: probeAt(tx, t, nftables.ChainHookOutput), Exprs: families[i].update(set.Name, ctpolicy.Window).exprs,
 		})
 	}
 	return nil

@@ -1,12 +1,9 @@
 package rules
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -15,14 +12,13 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"curfew/ctpolicy"
 )
 
 // format is the first note. It says that the table is ours, and what wrote it.
-const format = formatPrefix + "2"
+const format = formatPrefix + "3"
 
 const formatPrefix = "curfew table, format "
 
@@ -48,11 +44,9 @@ type Installed struct {
 	objects []object
 }
 
-// Same tells whether these are the installed policies.
+// Same tells whether these are the installed policies, in their order.
 func (in *Installed) Same(policies []ctpolicy.Policy) bool {
-	return len(policies) == len(in.Policies) && !slices.ContainsFunc(policies, func(p ctpolicy.Policy) bool {
-		return !slices.ContainsFunc(in.Policies, func(q ctpolicy.Policy) bool { return reflect.DeepEqual(p, q) })
-	})
+	return len(policies) == len(in.Policies) && (len(policies) == 0 || reflect.DeepEqual(policies, in.Policies))
 }
 
 // A Counter counts packets and their bytes.
@@ -140,156 +134,16 @@ func (in *Installed) readSets(conn *nftables.Conn) error {
 	return err
 }
 
-// readPolicies puts the policies together from the maps of ports, the comments of their chains and their sets.
+// readPolicies reads what policiesChain wrote.
 func (in *Installed) readPolicies(conn *nftables.Conn) error {
-	ports := map[string][]ctpolicy.PortRange{}
-	for _, d := range ctpolicy.Directions {
-		elements, err := conn.GetSetElements(portMap(limitMap(d)))
-		if err != nil {
-			return err
-		}
-		if err := portsByPolicy(elements, ports); err != nil {
-			return fmt.Errorf("map %s: %w", limitMap(d), err)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(ports)) {
-		p, err := in.readPolicy(conn, name)
-		if err != nil {
-			return err
-		}
-		p.Ports = ports[name]
-		in.Policies = append(in.Policies, p)
-	}
-	slices.SortFunc(in.Policies, func(a, b ctpolicy.Policy) int { return int(a.Ports[0].First) - int(b.Ports[0].First) })
-	return nil
-}
-
-// readPolicy reads all but the ports.
-func (in *Installed) readPolicy(conn *nftables.Conn, name string) (p ctpolicy.Policy, err error) {
-	texts, err := comments(conn, endChain(name))
+	lines, err := comments(conn, chainPolicies)
 	if err != nil {
-		return p, err
+		return err
 	}
-	if len(texts) == 0 {
-		return p, fmt.Errorf("chain %s has lost its comment: install again with `curfew apply`", endChain(name))
-	}
-	if p, err = ctpolicy.ParseLimits(texts[0]); err != nil {
-		return p, fmt.Errorf("comment of chain %s: %w", endChain(name), err)
-	}
-	p.Name = name
-	for key, prefixes := range map[string]*ctpolicy.Prefixes{"except": &p.Except, "from": &p.From, "to": &p.To} {
-		s := addressSet{policy: name, key: key}
-		for i := range families {
-			if slices.Contains(in.sets, s.name(&families[i])) {
-				if err := readPrefixes(conn, s.name(&families[i]), prefixes); err != nil {
-					return p, err
-				}
-			}
-		}
-	}
-	return p, nil
-}
-
-// readPrefixes adds the elements of a set.
-func readPrefixes(conn *nftables.Conn, set string, prefixes *ctpolicy.Prefixes) error {
-	elements, err := conn.GetSetElements(&nftables.Set{Table: table, Name: set})
-	if err != nil {
-		return fmt.Errorf("read set %s: %w", set, err)
-	}
-	list := slices.Clone(*prefixes)
-	sortIntervals(elements)
-	for i, e := range elements {
-		if e.IntervalEnd {
-			continue
-		}
-		first, _ := netip.AddrFromSlice(e.Key)
-		last := lastOf(netip.PrefixFrom(first, 0))
-		if i+1 < len(elements) {
-			end, _ := netip.AddrFromSlice(elements[i+1].Key)
-			last = end.Prev()
-		}
-		p, err := prefixOf(first, last)
-		if err != nil {
-			return fmt.Errorf("set %s: %w", set, err)
-		}
-		list = append(list, p)
-	}
-	*prefixes = ctpolicy.NewPrefixes(list)
-	return nil
-}
-
-// prefixOf is the prefix from the first to the last address.
-func prefixOf(first, last netip.Addr) (netip.Prefix, error) {
-	for bits := range first.BitLen() + 1 {
-		if p, err := first.Prefix(bits); err == nil && p.Addr() == first && lastOf(p) == last {
-			return p, nil
-		}
-	}
-	return netip.Prefix{}, fmt.Errorf("%s-%s is not a prefix: install again with `curfew apply`", first, last)
-}
-
-// sortIntervals sorts half-open intervals; an end comes before the start of the next one at the same key.
-func sortIntervals(elements []nftables.SetElement) {
-	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
-		if d := bytes.Compare(a.Key, b.Key); d != 0 {
-			return d
-		}
-		return boolOrder(b.IntervalEnd) - boolOrder(a.IntervalEnd)
-	})
-}
-
-func boolOrder(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// portsByPolicy adds a map's ports to those of the policies. Policies of several directions are in several maps.
-func portsByPolicy(elements []nftables.SetElement, ports map[string][]ctpolicy.PortRange) error {
-	sortIntervals(elements)
-	for i, e := range elements {
-		if e.IntervalEnd {
-			continue
-		}
-		target, err := jumpTarget(e.Val)
-		if err != nil {
-			return err
-		}
-		name, ok := strings.CutSuffix(target, limitChain(""))
-		if !ok {
-			return fmt.Errorf("it jumps to chain %q, which is not ours: install again with `curfew apply`", target)
-		}
-		r := ctpolicy.PortRange{First: portOf(e), Last: 65535}
-		if i+1 < len(elements) {
-			r.Last = portOf(elements[i+1]) - 1
-		}
-		if !slices.Contains(ports[name], r) {
-			ports[name] = append(ports[name], r)
-		}
+	if in.Policies, err = ctpolicy.ParseLines(lines); err != nil {
+		return fmt.Errorf("chain %s: %w: install again with `curfew apply`", chainPolicies, err)
 	}
 	return nil
-}
-
-func portOf(e nftables.SetElement) uint16 {
-	if len(e.Key) < 2 {
-		return 0
-	}
-	return binary.BigEndian.Uint16(e.Key)
-}
-
-// jumpTarget reads the chain of a verdict's attributes, which google/nftables leaves undecoded.
-func jumpTarget(verdict []byte) (string, error) {
-	attributes, err := netlink.NewAttributeDecoder(verdict)
-	if err != nil {
-		return "", fmt.Errorf("verdict: %w", err)
-	}
-	for attributes.Next() {
-		if attributes.Type() == unix.NFTA_VERDICT_CHAIN {
-			return attributes.String(), nil
-		}
-	}
-	return "", fmt.Errorf("verdict without a chain: %w", attributes.Err())
 }
 
 func (in *Installed) readObjects(conn *nftables.Conn) error {
@@ -366,9 +220,12 @@ func (in *Installed) readMark(conn *nftables.Conn) error {
 func noteRule(note string) *nftables.Rule {
 	return &nftables.Rule{
 		Table: table, Chain: &nftables.Chain{Name: chainAbout, Table: table},
-		Exprs: leave(), UserData: comment(note),
+		Exprs: leave().exprs, UserData: comment(note),
 	}
 }
+
+// maxComment is what nft takes as a comment, in bytes, with some to spare.
+const maxComment = 120
 
 // AddNote adds a note to an installed table. A note has at most 120 bytes.
 func AddNote(note string) error {

@@ -5,8 +5,10 @@
 package rules
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"sync"
 	"time"
 
@@ -56,6 +58,7 @@ const Heartbeat = 10 * time.Second
 // The sets, maps and chains that are there whatever the policies are.
 const (
 	setAlive = "alive"
+	setBeat  = "heartbeat"
 	setAdopt = "adopt"
 	setHeld  = "held"
 	mapMatch = "match-by-port"
@@ -63,6 +66,8 @@ const (
 	// mapMatchReply is by the source port, for packets of servers.
 	mapMatchReply = "match-reply-by-port"
 	chainAbout    = "about"
+	chainPolicies = "policies"
+	chainState    = "state"
 	chainProbe    = "probe"
 )
 
@@ -79,14 +84,33 @@ func matchChain(policy string, reversed bool) string {
 func limitChain(policy string) string { return policy + "-limit" }
 func endChain(policy string) string   { return policy + "-end" }
 
+func registerChain(policy string) string { return policy + "-register" }
+
 // Counters of a policy, by what they count.
 const (
-	CountReset    = "reset"    // packets of pinned flows after their deadline
-	CountFallback = "fallback" // packets that the register found overdue, without a reaper
-	CountRefused  = "refused"  // SYNs that would have revived the entry of an earlier flow
+	CountReset        = "reset"          // packets of pinned flows after their deadline
+	CountFallback     = "fallback"       // packets that the register found overdue, without a reaper
+	CountReported     = "reported"       // flows that the register found overdue in report mode, without a reaper
+	CountReused       = "reused"         // SYNs that would have revived the entry of an earlier flow
+	CountMaxPerSource = "max_per_source" // SYNs of clients with too many flows
+	CountNewPerSource = "new_per_source" // SYNs of clients that open flows too fast
 )
 
-var countNames = []string{CountReset, CountFallback, CountRefused}
+var countNames = []string{CountReset, CountFallback, CountReported, CountReused, CountMaxPerSource, CountNewPerSource}
+
+// counts are the counters that a policy's rules use.
+func counts(p *ctpolicy.Policy) (list []string) {
+	switch {
+	case p.Ends() && p.Enforced():
+		list = append(list, CountReset, CountFallback, CountReused)
+	case p.Ends():
+		list = append(list, CountReported)
+	}
+	for _, l := range sourceLimits(p) {
+		list = append(list, l.key)
+	}
+	return list
+}
 
 // counterStray counts packets of flows that conntrack does not know.
 const counterStray = "stray"
@@ -98,6 +122,12 @@ func timeoutName(policy string, t conntrack.Timeouts) string {
 	return fmt.Sprintf("%s-%ds-%08x", policy, t[conntrack.TimeoutEstablished], hash(t))
 }
 
+func hash(t conntrack.Timeouts) uint32 {
+	h := fnv.New32a()
+	_ = binary.Write(h, binary.BigEndian, t[:]) // a hash takes everything
+	return h.Sum32()
+}
+
 // library serializes the calls into google/nftables that use its global maps and counters.
 var library sync.Mutex
 
@@ -106,7 +136,7 @@ var table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
 // dial opens a connection with room for large transactions. It holds no socket until it is used.
 func dial() (*nftables.Conn, error) {
 	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
-		const size = 8 << 20
+		const size = 64 << 20
 		raw, err := c.SyscallConn()
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,12 +40,30 @@ func prefixes(t *testing.T, s string) ctpolicy.Prefixes {
 	return p
 }
 
+func rate(t *testing.T, s string) ctpolicy.SourceRate {
+	t.Helper()
+	r, err := ctpolicy.ParseSourceRate(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 func config(t *testing.T) rules.Config {
 	t.Helper()
 	return rules.Config{
 		Policies: []ctpolicy.Policy{
 			{Name: "ldap", Ports: ports(t, "389,636"), MaxAge: time.Hour, Idle: 10 * time.Minute},
-			{Name: "web", Ports: ports(t, "8000-8010,65535"), MaxAge: 30 * time.Second},
+			{Name: "web", Ports: ports(t, "8000-8010,65535"), MaxAge: 30 * time.Second, Jitter: 10, Grace: 5 * time.Second},
+			{
+				Name: "shop", Ports: ports(t, "80,443"), MaxAge: 30 * time.Second, MaxPerSource: 10, NewPerSource: rate(t, "15/minute burst 10"), Rate: 200,
+				Direction: ctpolicy.Inbound,
+			},
+			{
+				Name: "partners", Ports: ports(t, "443"), MaxAge: time.Hour, Direction: ctpolicy.Forwarded, From: prefixes(t, "192.0.2.0/24"),
+			},
+			{Name: "trial", Ports: ports(t, "443,8443"), MaxAge: time.Minute, Idle: 10 * time.Second, MaxPerSource: 5, SourcePrefix6: 48, Mode: ctpolicy.Report},
+			{Name: "few", Ports: ports(t, "25"), MaxPerSource: 3, Refuse: ctpolicy.Drop},
 			{
 				Name: "ssh", Ports: ports(t, "22"), Idle: 2 * time.Hour, Direction: ctpolicy.Forwarded,
 				From: prefixes(t, "10.0.0.0/8,fd00::/8"), To: prefixes(t, "192.0.2.0/25,192.0.2.128/25"), Except: prefixes(t, "10.0.0.1,fd00::1"),
@@ -98,6 +117,36 @@ func TestTableReadsWell(t *testing.T) {
 	}
 }
 
+// What a dry run prints is what nft would.
+func TestText(t *testing.T) {
+	h := netnstest.NewHost(t, "host")
+	in(t, h, func() error { return rules.Apply(config(t)) })
+	got, want := blocks(rules.Text(config(t))), blocks(nft(t, h, "", "list", "table", "inet", "curfew"))
+	for i := range want {
+		if i >= len(got) || got[i] != want[i] {
+			t.Errorf("got\n%s\nwant\n%s", got[min(i, len(got)-1)], want[i])
+		}
+	}
+	other := netnstest.NewHost(t, "other")
+	nft(t, other, rules.Text(config(t)), "-f", "-")
+	if got := read(t, other); !got.Same(config(t).Policies) {
+		t.Errorf("policies of the text: %+v", got.Policies)
+	}
+}
+
+// blocks are the parts of a table, in an order of their own.
+func blocks(table string) []string {
+	list := strings.Split(strings.TrimSuffix(table, "}\n"), "\n\n")
+	for i := range list {
+		list[i] = strings.Join(strings.Fields(strings.TrimPrefix(list[i], "table inet curfew {\n")), " ")
+		if strings.HasPrefix(list[i], "chain state {") {
+			list[i] = "" // its note is of what has been installed
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
 // People save their rules with `nft list ruleset` and load them at boot.
 func TestTableLoadsAgain(t *testing.T) {
 	h := netnstest.NewHost(t, "host")
@@ -130,7 +179,7 @@ func TestReadBack(t *testing.T) {
 	if !reflect.DeepEqual(byName(got.Policies), byName(c.Policies)) {
 		t.Errorf("policies: %+v", got.Policies)
 	}
-	if want := map[string][]uint32{"ldap": {601}, "web": {330}, "ssh": {7201}}; !reflect.DeepEqual(got.Timeouts, want) {
+	if want := map[string][]uint32{"ldap": {601}, "web": {330}, "shop": {330}, "partners": {3900}, "ssh": {7201}}; !reflect.DeepEqual(got.Timeouts, want) {
 		t.Errorf("timeouts: %v, want %v", got.Timeouts, want)
 	}
 	if !reflect.DeepEqual(got.Notes, c.Notes) || got.RegisterSize != c.RegisterSize || got.Mark != c.Mark {
@@ -145,7 +194,7 @@ func TestNotInstalled(t *testing.T) {
 	h := netnstest.NewHost(t, "host")
 	for name, call := range map[string]func() error{
 		"Read":     func() error { _, err := rules.Read(); return err },
-		"Beat":     func() error { return rules.Beat(1) },
+		"Beat":     func() error { return rules.Beat(1, time.Now()) },
 		"StopBeat": rules.StopBeat,
 		"Remove":   rules.Remove,
 	} {
@@ -160,7 +209,7 @@ func TestForeignTable(t *testing.T) {
 }
 
 func TestOtherVersionsTable(t *testing.T) {
-	mustLeaveAlone(t, "curfew table, format 1", rules.ErrFormat)
+	mustLeaveAlone(t, "curfew table, format 2", rules.ErrFormat)
 }
 
 // mustLeaveAlone makes a table of our name with a note.
@@ -282,13 +331,13 @@ func TestHeartbeat(t *testing.T) {
 		t.Errorf("while adopting: %+v", r)
 	}
 	for range 2 {
-		in(t, h, func() error { return rules.Beat(os.Getpid()) })
+		in(t, h, func() error { return rules.Beat(os.Getpid(), time.Now()) })
 		if r := read(t, h).Reaper; !r.Running() || r.PID != os.Getpid() || r.Left < rules.Heartbeat/2 {
 			t.Errorf("after a beat: %+v", r)
 		}
 	}
 	in(t, h, func() error { return rules.Apply(c) })
-	in(t, h, func() error { return rules.Beat(1 << 30) })
+	in(t, h, func() error { return rules.Beat(1<<30, time.Now()) })
 	if r := read(t, h).Reaper; !r.Alive || r.Running() {
 		t.Errorf("with the heartbeat of a process that is gone: %+v", r)
 	}

@@ -18,9 +18,47 @@ func flowsSet(f *family) string { return "flows" + f.name }
 // closedSet holds the ends that the rules have reset, or that have sent a reset, in the last ctpolicy.Window.
 func closedSet(f *family) string { return "closed" + f.name }
 
+// wantedSets are all sets that the table should have, in its order, with the elements of those that don't change.
+func wantedSets(c *Config) (list []filledSet) {
+	for _, set := range fixedSets(c.RegisterSize) {
+		list = append(list, filledSet{Set: set})
+	}
+	for _, w := range ways(c.Policies) {
+		list = append(list, w.set())
+	}
+	for i := range c.Policies {
+		list = append(list, policySets(&c.Policies[i], c.RegisterSize)...)
+	}
+	return list
+}
+
+// A filledSet is a set with its elements.
+type filledSet struct {
+	*nftables.Set
+	elements []nftables.SetElement
+	text     []string // the elements as nft prints them
+}
+
+// policySets are those of one policy. One without elements is left out, unless the rules fill it.
+func policySets(p *ctpolicy.Policy, size uint32) (list []filledSet) {
+	for _, s := range addressSets(p) {
+		for i := range families {
+			if set := s.object(&families[i]); len(set.elements) > 0 {
+				list = append(list, set)
+			}
+		}
+	}
+	for _, l := range sourceLimits(p) {
+		for i := range families {
+			list = append(list, filledSet{Set: l.set(&families[i], size)})
+		}
+	}
+	return list
+}
+
 // fixedSets are those that every table has.
 func fixedSets(registerSize uint32) []*nftables.Set {
-	list := []*nftables.Set{aliveSet(), adoptSet(), heldSet()}
+	list := []*nftables.Set{aliveSet(), beatSet(), adoptSet(), heldSet()}
 	for i := range families {
 		f := &families[i]
 		list = append(list, f.flows(flowsSet(f), registerSize, "the fallback's register: flows and the time left to max_age"))
@@ -28,10 +66,6 @@ func fixedSets(registerSize uint32) []*nftables.Set {
 	for i := range families {
 		f := &families[i]
 		list = append(list, f.flows(closedSet(f), closedSize, "ends that were reset after their deadline, or have sent a reset"))
-	}
-	list = append(list, portMap(mapMatch), portMap(mapMatchReply), portMap(mapEnd))
-	for _, d := range ctpolicy.Directions {
-		list = append(list, portMap(limitMap(d)))
 	}
 	return list
 }
@@ -50,6 +84,10 @@ func (f *family) flows(name string, size uint32, comment string) *nftables.Set {
 
 func aliveSet() *nftables.Set {
 	return protocolSet(setAlive, "refreshed by the reaper; while tcp is in it the fallback sleeps")
+}
+
+func beatSet() *nftables.Set {
+	return protocolSet(setBeat, "its element says when the reaper's last sign of life was")
 }
 
 func adoptSet() *nftables.Set {
@@ -101,23 +139,29 @@ func addressSets(p *ctpolicy.Policy) []addressSet {
 
 func (s *addressSet) name(f *family) string { return fmt.Sprintf("%s-%s%s", s.policy, s.key, f.name) }
 
-func (s *addressSet) offsets(f *family) (list []uint32) {
+// offsets are where a packet to the server has the addresses; reversed, one to the client.
+func (s *addressSet) offsets(f *family, reversed bool) (list []uint32) {
+	client, server := f.source, f.dest
+	if reversed {
+		client, server = server, client
+	}
 	if s.source {
-		list = append(list, f.source)
+		list = append(list, client)
 	}
 	if s.server {
-		list = append(list, f.dest)
+		list = append(list, server)
 	}
 	return list
 }
 
-// object is the set, and its elements; none for a family without prefixes.
-func (s *addressSet) object(f *family) (*nftables.Set, []nftables.SetElement) {
-	var elements []nftables.SetElement
+// object is the set of a family.
+func (s *addressSet) object(f *family) filledSet {
+	set := filledSet{Set: &nftables.Set{Table: table, Name: s.name(f), Interval: true, KeyType: f.address}}
 	for _, p := range s.prefixes.Family(f.nfproto == nfprotoIPv4) {
-		elements = append(elements, prefixInterval(p)...)
+		set.elements = append(set.elements, prefixInterval(p)...)
+		set.text = append(set.text, ctpolicy.Prefixes{p}.String())
 	}
-	return &nftables.Set{Table: table, Name: s.name(f), Interval: true, KeyType: f.address}, elements
+	return set
 }
 
 // nfprotoIPv4 is the family of IPv4.

@@ -1,6 +1,9 @@
 package conntrack
 
-import "strconv"
+import (
+	"strconv"
+	"strings"
+)
 
 // Where conntrack sees a TCP flow: TCP_CONNTRACK_* of include/uapi/linux/netfilter/nf_conntrack_tcp.h. No entry is in
 // StateRetrans or StateUnack: these only have a timeout of their own.
@@ -42,4 +45,12 @@ func StateName(state uint8) string {
 		return stateNames[state]
 	}
 	return "STATE_" + strconv.Itoa(int(state))
+}
+
+// TimeoutName is nft's word for a place in Timeouts.
+func TimeoutName(place int) string {
+	if place == TimeoutRetrans || place == TimeoutUnack {
+		place += StateRetrans - TimeoutRetrans - StateSynSent
+	}
+	return strings.ToLower(StateName(uint8(place + StateSynSent)))
 }

@@ -42,15 +42,23 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 		return err
 	}
 	defer k.Close()
-	in, err := install(env, k, o, nil)
+	in, err := install(ctx, env, k, o, nil, false)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, rules.StopBeat()) }()
 	r, err := k.newReaper(env, in, false)
 	if err != nil {
 		return err
 	}
+	if in.Reaper.PID != 0 {
+		return applyBeside(ctx, env, r, in, o)
+	}
+	return applyAlone(ctx, env, r, in, o)
+}
+
+// applyAlone leaves the kernel to enforce the limits.
+func applyAlone(ctx context.Context, env *Env, r *reaper.Reaper, in *rules.Installed, o *options) (err error) {
+	defer func() { err = errors.Join(err, rules.StopBeat()) }()
 	t := &tally{}
 	r.Ended = t.count
 	adopted, left := r.Adopt()
@@ -69,15 +77,34 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 		return explain(err)
 	}
 	r.Drain(ctx)
+	printPolicies(env, in)
 	printApplied(env, in, adopted, scheduled-t.all, without, t)
 	return explain(left)
 }
 
-func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t *tally) {
+// applyBeside leaves them to the reaper that is there: it sees that the table has changed.
+func applyBeside(ctx context.Context, env *Env, r *reaper.Reaper, in *rules.Installed, o *options) error {
+	t := &tally{}
+	r.Ended = t.count
+	if o.reset {
+		if err := r.EndAll(); err != nil {
+			return explain(err)
+		}
+		r.Drain(ctx)
+	}
+	printPolicies(env, in)
+	fmt.Fprintf(env.Stdout, "installed; the reaper (pid %d) takes over; %d ended\n", in.Reaper.PID, t.ended)
+	return nil
+}
+
+func printPolicies(env *Env, in *rules.Installed) {
 	for i := range in.Policies {
 		p := &in.Policies[i]
 		fmt.Fprintf(env.Stdout, "%s: port %s, %s%s\n", p.Name, ctpolicy.FormatPorts(p.Ports), p, scopeText(p))
 	}
+}
+
+func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t *tally) {
 	fmt.Fprintf(env.Stdout, "installed; %d open connections pinned, %d of them new to conntrack; %d ended\n", pinned, adopted, t.ended)
 	if without > 0 {
 		fmt.Fprintf(env.Stdout, "%d open connections have a limit that only a reaper can enforce\n", without)
@@ -95,19 +122,13 @@ or, from a timer that fires every minute:
 // flagsOf are the flags that describe the policies.
 func flagsOf(policies []ctpolicy.Policy) string {
 	var b strings.Builder
-	for _, p := range policies {
-		fmt.Fprintf(&b, " --name %s --port %s", p.Name, ctpolicy.FormatPorts(p.Ports))
-		if p.MaxAge > 0 {
-			fmt.Fprintf(&b, " --max-age %s", ctpolicy.FormatDuration(p.MaxAge))
-		}
-		if p.Idle > 0 {
-			fmt.Fprintf(&b, " --idle %s", ctpolicy.FormatDuration(p.Idle))
-		}
-		if p.Direction != ctpolicy.Any {
-			fmt.Fprintf(&b, " --direction %s", p.Direction)
-		}
-		for _, s := range scope(&p) {
-			fmt.Fprintf(&b, " --%s %s", s.key, s.prefixes)
+	for i := range policies {
+		for _, k := range ctpolicy.Keys {
+			if value := k.Get(&policies[i]); strings.Contains(value, " ") {
+				fmt.Fprintf(&b, " --%s %q", flagName(k.Name), value)
+			} else if value != "" {
+				fmt.Fprintf(&b, " --%s %s", flagName(k.Name), value)
+			}
 		}
 	}
 	return b.String()

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -32,6 +33,8 @@ type Env struct {
 	Reload <-chan os.Signal
 	// Clock is the time.
 	Clock ctpolicy.Clock
+
+	started time.Time // when Run was called
 }
 
 func (e *Env) logger(verbose bool) *slog.Logger {
@@ -62,6 +65,7 @@ func hint(err error, format string, args ...any) error {
 
 // Run executes one command line, without the program's name, and answers the exit code. It ends when the context does.
 func Run(ctx context.Context, args []string, env *Env) int {
+	env.started = time.Unix(0, env.Clock.Now().Wall)
 	app := newApp(env)
 	return complain(env.Stderr, app.RunContext(ctx, append([]string{"curfew"}, args...)))
 }

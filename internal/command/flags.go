@@ -80,11 +80,14 @@ func policyFlags() (*drafts, []cli.Flag) {
 	d := &drafts{}
 	var flags []cli.Flag
 	for _, k := range ctpolicy.Keys {
-		name := strings.ReplaceAll(k.Name, "_", "-")
+		name := flagName(k.Name)
 		flags = append(flags, &cli.GenericFlag{Name: name, Usage: k.Usage, Value: &policyFlag{name, d, k.Set}})
 	}
 	return d, flags
 }
+
+// flagName is a key as a flag.
+func flagName(key string) string { return strings.ReplaceAll(key, "_", "-") }
 
 const defaultRegisterSize = 65536
 

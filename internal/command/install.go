@@ -1,40 +1,69 @@
 package command
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"curfew/ctpolicy"
 	"curfew/ctpolicy/conntrack"
+	"curfew/internal/nslock"
 	"curfew/rules"
 )
 
 // timestampNote says what `remove` has to put back.
 const timestampNote = "nf_conntrack_timestamp was "
 
-// install puts the table and the sysctl in place. Until the heartbeat of the table lapses, nothing is ended that was
-// open before. When the table was lost, its notes come from what was installed before it, if that is known.
-func install(env *Env, k *kernel, o *options, before *rules.Installed) (*rules.Installed, error) {
+// lockPatience is how long another curfew may take to change the table.
+const lockPatience = 10 * time.Second
+
+// locked calls fn while no other curfew changes the table. Whoever keeps the lock for long does not stop us for good: anybody
+// in the namespace may take it.
+func locked(ctx context.Context, env *Env, fn func() error) error {
+	lock, err := nslock.Take(ctx, lockPatience)
+	switch {
+	case err == nil:
+		defer lock.Close()
+	case ctx.Err() != nil:
+		return ctx.Err()
+	default:
+		fmt.Fprintf(env.Stderr, "curfew: warning: %v; going on without it\n", err)
+	}
+	return fn()
+}
+
+// An owner is the process that reaps after it has installed.
+type owner bool
+
+// install puts the table and the sysctl in place. Unless a reaper is there, nothing is ended that was open before until the
+// heartbeat of the table lapses. When the table was lost, its notes come from what was installed before it, if that is
+// known. An owner refuses to work beside another one, and takes the heartbeat.
+func install(ctx context.Context, env *Env, k *kernel, o *options, before *rules.Installed, own owner) (in *rules.Installed, err error) {
+	err = locked(ctx, env, func() error {
+		in, err = installLocked(env, k, o, before, own)
+		return err
+	})
+	return in, err
+}
+
+func installLocked(env *Env, k *kernel, o *options, before *rules.Installed, own owner) (*rules.Installed, error) {
 	old, err := readTable()
 	if err != nil && !errors.Is(err, rules.ErrNotInstalled) {
 		return nil, err
 	}
-	if old != nil && old.Reaper.Running() && old.Reaper.PID != os.Getpid() {
+	reaped := old != nil && old.Reaper.Running() && old.Reaper.PID != os.Getpid()
+	if reaped && (bool(own) || old.Reaper.PID == 0) {
 		return nil, busy(old.Reaper)
 	}
-	config := rules.Config{Policies: o.policies, RegisterSize: o.registerSize, Mark: o.mark, Adopting: true, Adopt: o.adopt}
+	config := rules.Config{Policies: o.policies, RegisterSize: o.registerSize, Mark: o.mark, Adopting: !reaped, Adopt: o.adopt}
 	if config.Defaults, err = loadConntrack(); err != nil {
 		return nil, err
 	}
 	warn(env, o.mark)
-	if old == nil {
-		if err := k.clearLabels(); err != nil {
-			return nil, explain(err)
-		}
-	}
 	if config.Notes, err = newNotes(env, old, before); err != nil {
 		return nil, explain(err)
 	}
@@ -43,6 +72,11 @@ func install(env *Env, k *kernel, o *options, before *rules.Installed) (*rules.I
 			return nil, usage(err)
 		}
 		return nil, explain(missing(err, tableCapabilities()))
+	}
+	if own {
+		if err := rules.Beat(os.Getpid(), env.started); err != nil {
+			return nil, explain(err)
+		}
 	}
 	if err := k.updateLabels(old, o.policies); err != nil {
 		return nil, explain(err)
@@ -127,27 +161,31 @@ func labelsFrom(first int) (label conntrack.Label) {
 	return label
 }
 
-// clearLabels is for a table that is not there (yet): a label of an earlier one would make a flow look overdue.
+// clearLabels is for a table that is not there any more.
 func (k *kernel) clearLabels() error {
 	return k.relabel(func(*conntrack.Entry) conntrack.Label { return conntrack.Label{} })
 }
 
-// updateLabels is for a table that is there now. Flows that are covered get the labels that new ones get. After a
-// change every flow is registered anew, with the limit that holds now, and those that
-// another policy covers now don't have its ct timeout object.
+// updateLabels is for a table that is there now, and asleep. Flows that are covered get the labels that new ones get. After a
+// change every flow is registered anew, with the limit that holds now, and those that another policy covers now don't have
+// its ct timeout object. Labels of a table that is gone would make a flow look overdue.
 func (k *kernel) updateLabels(old *rules.Installed, policies []ctpolicy.Policy) error {
-	before, now := ctpolicy.NewMatcher(nil, k.local.has), ctpolicy.NewMatcher(policies, k.local.has)
-	changed := old != nil && !old.Same(policies)
-	if changed {
-		before = ctpolicy.NewMatcher(old.Policies, k.local.has)
+	var was []ctpolicy.Policy
+	if old != nil {
+		was = old.Policies
 	}
+	before, now := ctpolicy.NewMatcher(was, k.local.has), ctpolicy.NewMatcher(policies, k.local.has)
+	changed := old == nil || !old.Same(policies)
 	return k.relabel(func(e *conntrack.Entry) conntrack.Label {
 		label := e.Label.AndNot(givenLabels).Or(now.Labels(e))
 		if changed {
-			label.Clear(ctpolicy.LabelRegistered)
-			if p, q := before.Flow(e), now.Flow(e); p == nil || q == nil || p.Name != q.Name {
+			label = label.AndNot(conntrack.Bits(ctpolicy.LabelRegistered, ctpolicy.LabelReported))
+			if p, q := before.Flow(e), now.Flow(e); p == nil || q == nil || p.Name != q.Name || !q.Enforced() || !q.Ends() {
 				label.Clear(ctpolicy.LabelTracked)
 			}
+		}
+		if now.Flow(e) == nil {
+			return conntrack.Label{}
 		}
 		return label
 	})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -139,7 +140,7 @@ func (k *kernel) newReaper(env *Env, in *rules.Installed, verbose bool) (*reaper
 	}
 	r := &reaper.Reaper{
 		Policies: ctpolicy.NewMatcher(in.Policies, k.local.has), Judge: judge,
-		Flows: k, Sockets: k.sockets, Challenger: k.challenges, Table: ourTable{k.resets},
+		Flows: k, Sockets: k.sockets, Challenger: k.challenges, Table: ourTable{k.resets, env.started},
 		Clock: env.Clock, Local: k.local.has, Log: env.logger(verbose), BootID: ctpolicy.BootID(),
 		Adopting: env.Clock.Now().Boot.Add(in.Adopt),
 	}
@@ -175,8 +176,11 @@ func clockNotes(notes []string) (readings []ctpolicy.Reading) {
 }
 
 // ourTable is the installed table as the reaper sees it.
-type ourTable struct{ *rules.Resets }
+type ourTable struct {
+	*rules.Resets
+	since time.Time // when this process started to reap
+}
 
-func (ourTable) Beat() error                          { return rules.Beat(os.Getpid()) }
+func (t ourTable) Beat() error                        { return rules.Beat(os.Getpid(), t.since) }
 func (ourTable) Note(text string) error               { return rules.AddNote(text) }
 func (ourTable) Hold(tuples ...conntrack.Tuple) error { return rules.Hold(tuples...) }

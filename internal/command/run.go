@@ -46,10 +46,7 @@ func run(ctx context.Context, env *Env, o *options, verbose bool) (err error) {
 	defer func() { err = errors.Join(err, stopBeat()) }()
 	var in *rules.Installed
 	for reload := false; ; reload = true {
-		fresh, err := install(env, k, o, in)
-		if err == nil {
-			err = rules.Beat(os.Getpid())
-		}
+		fresh, err := install(ctx, env, k, o, in, true)
 		switch {
 		case err == nil:
 			in = fresh

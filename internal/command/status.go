@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -47,14 +48,24 @@ type status struct {
 	// Adopt is the time for which forwarded connections that conntrack does not know are still picked up.
 	Adopt float64 `json:"adopt,omitempty"`
 	// Stray counts the packets of those that came later.
-	Stray rules.Counter `json:"stray"`
+	Stray    rules.Counter  `json:"stray"`
+	Register registerStatus `json:"register"`
 }
 
 type reaperStatus struct {
 	Alive bool `json:"alive"`
 	PID   int  `json:"pid,omitempty"`
+	// Since is when it started, or when the last one went; empty when nobody knows.
+	Since string `json:"since,omitempty"`
 	// Left is the time until the rules take over if it does not beat again.
 	Left float64 `json:"left,omitempty"`
+}
+
+// A registerStatus tells how full the fallback's register is. Flows that don't fit are not limited without a reaper.
+type registerStatus struct {
+	Size   uint32 `json:"size"` // for each of IPv4 and IPv6
+	Flows4 int    `json:"flows4"`
+	Flows6 int    `json:"flows6"`
 }
 
 type policyStatus struct {
@@ -62,6 +73,8 @@ type policyStatus struct {
 	Ports     string                   `json:"ports"`
 	MaxAge    float64                  `json:"max_age,omitempty"`
 	Idle      float64                  `json:"idle,omitempty"`
+	Limits    []string                 `json:"limits"` // all of them, as the configuration says them
+	Mode      string                   `json:"mode"`
 	Direction string                   `json:"direction"`
 	From      string                   `json:"from,omitempty"`
 	To        string                   `json:"to,omitempty"`
@@ -102,7 +115,11 @@ func readStatus(env *Env) (*status, error) {
 	}
 	judge.Timeline.Observe(env.Clock.Now())
 	s := &status{Connections: []connStatus{}, Adopt: in.Adopt.Seconds(), Stray: in.Stray}
-	s.Reaper = reaperStatus{Alive: in.Reaper.Running(), PID: in.Reaper.PID, Left: in.Reaper.Left.Seconds()}
+	s.Reaper = newReaperStatus(&in.Reaper, env.Clock)
+	s.Register.Size = in.RegisterSize
+	if s.Register.Flows4, s.Register.Flows6, err = rules.Fill(); err != nil {
+		return nil, explain(err)
+	}
 	open, err := s.readConnections(env.Clock, k, judge, ctpolicy.NewMatcher(in.Policies, k.local.has))
 	if err != nil {
 		return nil, explain(err)
@@ -110,11 +127,23 @@ func readStatus(env *Env) (*status, error) {
 	for i := range in.Policies {
 		p := &in.Policies[i]
 		s.Policies = append(s.Policies, policyStatus{
-			p.Name, ctpolicy.FormatPorts(p.Ports), p.MaxAge.Seconds(), p.Idle.Seconds(), p.Direction.String(),
+			p.Name, ctpolicy.FormatPorts(p.Ports), p.MaxAge.Seconds(), p.Idle.Seconds(), p.Limits(), p.Mode.String(), p.Direction.String(),
 			p.From.String(), p.To.String(), p.Except.String(), open[p.Name], in.Counters[p.Name],
 		})
 	}
 	return s, nil
+}
+
+func newReaperStatus(r *rules.Reaper, clock ctpolicy.Clock) reaperStatus {
+	s := reaperStatus{Alive: r.Running(), PID: r.PID, Left: r.Left.Seconds()}
+	since := r.Since
+	if !s.Alive && r.Seen {
+		since = time.Unix(0, clock.Now().Wall).Add(-r.Quiet)
+	}
+	if !since.IsZero() {
+		s.Since = since.UTC().Format(time.RFC3339)
+	}
+	return s
 }
 
 func (s *status) readConnections(clock ctpolicy.Clock, k *kernel, judge *ctpolicy.Judge, policies *ctpolicy.Matcher) (open map[string]int, err error) {
@@ -155,13 +184,9 @@ func (s *status) printJSON(w io.Writer) error {
 }
 
 func (s *status) print(w io.Writer) error {
-	switch {
-	case s.Reaper.Alive && s.Reaper.PID > 0:
-		fmt.Fprintf(w, "reaper: running (pid %d)\n", s.Reaper.PID)
-	case s.Reaper.Alive:
-		fmt.Fprintln(w, "reaper: connections are being adopted")
-	default:
-		fmt.Fprintln(w, "reaper: none; the kernel ends connections that send, idle ones wait for `curfew run` or `curfew reap`")
+	s.Reaper.print(w)
+	if r := &s.Register; r.Flows4+r.Flows6 > 0 || !s.Reaper.Alive {
+		fmt.Fprintf(w, "register: %d of %d IPv4 and %d of %d IPv6 connections\n", r.Flows4, r.Size, r.Flows6, r.Size)
 	}
 	if s.Adopt > 0 {
 		fmt.Fprintf(w, "adoption: forwarded connections that conntrack does not know are picked up for another %s\n", secondsText(s.Adopt))
@@ -170,11 +195,12 @@ func (s *status) print(w io.Writer) error {
 		fmt.Fprintf(w, "strays: %d packets of connections that conntrack did not know were answered with a reset\n", s.Stray.Packets)
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "\nPOLICY\tPORTS\tMAX AGE\tIDLE\tCOVERS\tOPEN\tRESET\tFALLBACK\tREFUSED")
+	fmt.Fprintln(table, "\nPOLICY\tPORTS\tLIMITS\tCOVERS\tOPEN\tRESET\tFALLBACK\tREFUSED\tREUSED")
 	for _, p := range s.Policies {
 		count := func(name string) uint64 { return p.Counters[name].Packets }
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", p.Name, p.Ports, limitText(p.MaxAge), limitText(p.Idle),
-			p.covers(), p.Open, count(rules.CountReset), count(rules.CountFallback), count(rules.CountRefused))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\n", p.Name, p.Ports, p.limits(), p.covers(), p.Open,
+			count(rules.CountReset), count(rules.CountFallback)+count(rules.CountReported),
+			count(rules.CountMaxPerSource)+count(rules.CountNewPerSource), count(rules.CountReused))
 	}
 	if len(s.Connections) > 0 {
 		fmt.Fprintln(table, "\nCLIENT\tSERVER\tPOLICY\tAGE\tLEFT\tLIMIT\tSTATE\tPINNED")
@@ -184,6 +210,21 @@ func (s *status) print(w io.Writer) error {
 			secondsText(c.Age), secondsText(c.Left), c.Limit, c.State, yesNo(c.Pinned))
 	}
 	return table.Flush()
+}
+
+func (r *reaperStatus) print(w io.Writer) {
+	since := ""
+	if r.Since != "" {
+		since = " since " + r.Since
+	}
+	switch {
+	case r.Alive && r.PID > 0:
+		fmt.Fprintf(w, "reaper: running (pid %d)%s\n", r.PID, since)
+	case r.Alive:
+		fmt.Fprintln(w, "reaper: connections are being adopted")
+	default:
+		fmt.Fprintf(w, "reaper: none%s; the kernel ends connections that send, idle ones wait for `curfew run` or `curfew reap`\n", since)
+	}
 }
 
 // covers is what a policy covers, beside ports.
@@ -197,11 +238,9 @@ func (p *policyStatus) covers() string {
 	return text
 }
 
-func limitText(seconds float64) string {
-	if seconds == 0 {
-		return "-"
-	}
-	return secondsText(seconds)
+// limits are those of a policy; its direction is part of what it covers.
+func (p *policyStatus) limits() string {
+	return strings.Join(slices.DeleteFunc(slices.Clone(p.Limits), func(l string) bool { return strings.HasPrefix(l, "direction ") }), ", ")
 }
 
 func secondsText(seconds float64) string {

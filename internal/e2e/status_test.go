@@ -21,13 +21,20 @@ type statusJSON struct {
 	Reaper struct {
 		Alive bool
 		PID   int
+		Since string
 		Left  float64
+	}
+	Register struct {
+		Size           uint32
+		Flows4, Flows6 int
 	}
 	Policies []struct {
 		Name                        string
 		Ports                       string
 		MaxAge                      float64 `json:"max_age"`
 		Idle                        float64
+		Limits                      []string
+		Mode                        string
 		Direction, From, To, Except string
 		Open                        int
 		Counters                    map[string]struct{ Packets, Bytes uint64 }
@@ -172,7 +179,7 @@ func TestStatus(t *testing.T) {
 		if s := readStatus(t, top.curfew); s.Reaper.Alive {
 			t.Errorf("reaper %s: %+v", when, s.Reaper)
 		}
-		if text := succeed(t, top.curfew, "status"); !strings.HasPrefix(text, "reaper: none; ") {
+		if text := succeed(t, top.curfew, "status"); !strings.HasPrefix(text, "reaper: none since 20") {
 			t.Errorf("status %s:\n%s", when, text)
 		}
 	}
@@ -203,13 +210,13 @@ func mustShowText(t *testing.T, h *netnstest.Host, reaper *process, one *pair) {
 	t.Helper()
 	text := succeed(t, h, "status")
 	lines := strings.Split(text, "\n")
-	if want := fmt.Sprintf("reaper: running (pid %d)", reaper.cmd.Process.Pid); lines[0] != want {
+	if want := fmt.Sprintf("reaper: running (pid %d)", reaper.cmd.Process.Pid); !strings.HasPrefix(lines[0], want+" since 20") {
 		t.Errorf("status starts with %q, want %q", lines[0], want)
 	}
 	for _, want := range [][]string{
-		{"POLICY", "PORTS", "MAX AGE", "IDLE", "COVERS", "OPEN", "RESET", "FALLBACK", "REFUSED"},
-		{"web", "8081,8090-8099", "6s", "-", "any", "6", "0", "0", "0"},
-		{"db", "8082", "1h", "20s", "any", "6", "0", "0", "0"},
+		{"POLICY", "PORTS", "LIMITS", "COVERS", "OPEN", "RESET", "FALLBACK", "REFUSED", "REUSED"},
+		{"web", "8081,8090-8099", "max_age 6s", "any", "6", "0", "0", "0", "0"},
+		{"db", "8082", "max_age 1h, idle 20s", "any", "6", "0", "0", "0", "0"},
 		{"CLIENT", "SERVER", "POLICY", "AGE", "LEFT", "LIMIT", "STATE", "PINNED"},
 	} {
 		// The columns' widths are free.
