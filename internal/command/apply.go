@@ -14,7 +14,7 @@ import (
 )
 
 func applyCommand(env *Env) *cli.Command {
-	d, flags := installFlags()
+	s, flags := installFlags(env)
 	return &cli.Command{
 		Name:  "apply",
 		Usage: "install limits in the kernel, without a process of ours",
@@ -23,11 +23,12 @@ alone ends connections at their limit: at the next packet, for the end that send
 reap from a timer) adds the idle ones, both ends at once, and milliseconds.
 
    curfew apply --port 389,636 --max-age 1h
+   curfew apply -c /etc/curfew/curfew.yaml
    curfew apply --name web --port 8000-8010 --max-age 30m --idle 5m
 ` + severalPolicies,
 		Flags: flags,
 		Action: func(c *cli.Context) error {
-			o, err := parseOptions(c, d)
+			o, err := s.options(c)
 			if err != nil {
 				return err
 			}
@@ -69,14 +70,13 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 		return explain(err)
 	}
 	r.Drain(ctx)
-	printApplied(env, in, adopted, scheduled-t.all, without, t)
+	printApplied(env, o, in, adopted, scheduled-t.all, without, t)
 	return explain(left)
 }
 
-func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t *tally) {
+func printApplied(env *Env, o *options, in *rules.Installed, adopted, pinned, without int, t *tally) {
 	for i := range in.Policies {
-		p := &in.Policies[i]
-		fmt.Fprintf(env.Stdout, "%s: port %s, %s%s\n", p.Name, ctpolicy.FormatPorts(p.Ports), p, scopeText(p))
+		fmt.Fprintln(env.Stdout, policyText(&in.Policies[i]))
 	}
 	fmt.Fprintf(env.Stdout, "installed; %d open connections pinned, %d of them new to conntrack; %d ended\n", pinned, adopted, t.ended)
 	if without > 0 {
@@ -89,25 +89,24 @@ func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t
    curfew run%s
 or, from a timer that fires every minute:
    curfew reap
-`, flagsOf(in.Policies))
+`, flagsOf(o))
 }
 
-// flagsOf are the flags that describe the policies.
-func flagsOf(policies []ctpolicy.Policy) string {
+// flagsOf are the flags that ask for the same policies.
+func flagsOf(o *options) string {
+	if o.file != "" {
+		return " -c " + o.file
+	}
 	var b strings.Builder
-	for _, p := range policies {
-		fmt.Fprintf(&b, " --name %s --port %s", p.Name, ctpolicy.FormatPorts(p.Ports))
-		if p.MaxAge > 0 {
-			fmt.Fprintf(&b, " --max-age %s", ctpolicy.FormatDuration(p.MaxAge))
-		}
-		if p.Idle > 0 {
-			fmt.Fprintf(&b, " --idle %s", ctpolicy.FormatDuration(p.Idle))
-		}
-		if p.Direction != ctpolicy.Any {
-			fmt.Fprintf(&b, " --direction %s", p.Direction)
-		}
-		for _, s := range scope(&p) {
-			fmt.Fprintf(&b, " --%s %s", s.key, s.prefixes)
+	for i := range o.policies {
+		for _, k := range ctpolicy.Keys {
+			value := k.Get(&o.policies[i])
+			if strings.Contains(value, " ") {
+				value = "'" + value + "'"
+			}
+			if value != "" {
+				fmt.Fprintf(&b, " --%s %s", flagName(k.Name), value)
+			}
 		}
 	}
 	return b.String()

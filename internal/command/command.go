@@ -3,6 +3,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"curfew/ctpolicy"
+	"curfew/ctpolicy/config"
 )
 
 // The exit codes.
@@ -32,7 +34,11 @@ type Env struct {
 	Reload <-chan os.Signal
 	// Clock is the time.
 	Clock ctpolicy.Clock
+	// Config is the file that is read where none is named; "" is config.DefaultPath.
+	Config string
 }
+
+func (e *Env) config() string { return cmp.Or(e.Config, config.DefaultPath) }
 
 func (e *Env) logger(verbose bool) *slog.Logger {
 	level := slog.LevelInfo
@@ -73,7 +79,11 @@ func complain(w io.Writer, err error) int {
 	}
 	f := &failure{err: err, code: ExitFailed}
 	errors.As(err, &f)
-	if f.err != nil && f.err.Error() != "" {
+	if lines := (config.Errors{}); errors.As(err, &lines) {
+		for _, line := range lines {
+			fmt.Fprintf(w, "curfew: %v\n", line)
+		}
+	} else if f.err != nil && f.err.Error() != "" {
 		fmt.Fprintf(w, "curfew: %v\n", err)
 	}
 	if f.hint != "" {
@@ -108,7 +118,7 @@ func newApp(env *Env) *cli.App {
 		},
 		Commands: []*cli.Command{
 			applyCommand(env), runCommand(env), reapCommand(env), statusCommand(env),
-			removeCommand(env), selftestCommand(env), versionCommand(env),
+			checkCommand(env), removeCommand(env), selftestCommand(env), versionCommand(env),
 		},
 	}
 	for _, c := range app.Commands {
