@@ -103,7 +103,7 @@ func (p *Policy) Problems() (list []Problem) {
 		list = append(list, Problem{key, fmt.Errorf(format, args...)})
 	}
 	if err := p.nameProblem(); err != nil {
-		wrong("name", "%w", err)
+		wrong("name", "name %w", err)
 	}
 	if len(p.Ports) == 0 {
 		wrong("", "no port given: name the ports to cover, for example 389,636")
@@ -120,6 +120,9 @@ func (p *Policy) Problems() (list []Problem) {
 		}
 	}
 	p.companions(wrong)
+	if !p.hasFamily(true) && !p.hasFamily(false) {
+		wrong("to", "to covers nothing: no connection goes from IPv4 to IPv6 or back")
+	}
 	return list
 }
 
@@ -153,21 +156,19 @@ func (p *Policy) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Validate reports every policy that is wrong, every name that two policies share, and ports that too many share. Where
-// policies overlap, a flow belongs to the first one that matches.
+// Validate reports every policy that is wrong, and every Conflict. Where policies overlap, a flow belongs to the first one
+// that matches.
 func Validate(policies []Policy) error {
 	var errs []error
-	names := map[string]bool{}
+	conflicts := Conflicts(policies)
 	for i := range policies {
 		p := &policies[i]
 		if err := p.Validate(); err != nil {
 			errs = append(errs, fmt.Errorf("policy %q: %w", p.Name, err))
 		}
-		if names[p.Name] {
-			errs = append(errs, fmt.Errorf("policy %q: another policy has this name; give each its own name", p.Name))
+		for ; len(conflicts) > 0 && conflicts[0].Policy == i; conflicts = conflicts[1:] {
+			errs = append(errs, fmt.Errorf("policy %q: %w", p.Name, conflicts[0].Err))
 		}
-		names[p.Name] = true
 	}
-	_, err := Slots(policies)
-	return errors.Join(append(errs, err)...)
+	return errors.Join(errs...)
 }

@@ -38,7 +38,7 @@ func TestValidateRefuses(t *testing.T) {
 		want   string
 	}{
 		{func(p *Policy) { p.Name = "" }, `name ""`},
-		{func(p *Policy) { p.Name = "9lives" }, `name "9lives": must start with a letter`},
+		{func(p *Policy) { p.Name = "9lives" }, `name "9lives" must start with a letter`},
 		{func(p *Policy) { p.Name = "-x" }, `name "-x"`},
 		{func(p *Policy) { p.Name = "a b" }, `name "a b"`},
 		{func(p *Policy) { p.Name = "a\n" }, `name "a\n"`},

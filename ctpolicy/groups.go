@@ -52,7 +52,7 @@ func segments(policies []Policy) (list []PortRange) {
 func covering(policies []Policy, port uint16) (list []int) {
 	for i := range policies {
 		p := &policies[i]
-		if !slices.ContainsFunc(p.Ports, func(r PortRange) bool { return r.First <= port && port <= r.Last }) {
+		if !p.hasPort(port) {
 			continue
 		}
 		list = append(list, i)

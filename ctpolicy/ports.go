@@ -1,6 +1,7 @@
 package ctpolicy
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -66,7 +67,10 @@ func servicePort(name string) (port uint16, ok bool) {
 }
 
 func parsePort(s string) (uint16, error) {
-	n, err := strconv.ParseUint(s, 10, 64)
+	n, err := parseDecimal(s)
+	if errors.Is(err, errLeadingZero) {
+		return 0, fmt.Errorf("port %q %w", s, err)
+	}
 	if err != nil || n < 1 || n > 65535 {
 		return 0, fmt.Errorf("%q is not a port: write 1 to 65535 or a name from /etc/services, for example 389,636,8000-8010,ldaps", s)
 	}

@@ -12,6 +12,8 @@ const slotless = -1
 // MaxSlots is how many policies with addresses may share a port: each needs a label bit there.
 const MaxSlots = 16
 
+var errSlots = fmt.Errorf("at most %d policies with from, to or except may share a port", MaxSlots)
+
 // Slots gives each policy with addresses a label bit, as its offset from LabelMatched, that no other policy has with which it
 // shares a port. The others get -1. Earlier policies keep their slot when one is added behind them.
 func Slots(policies []Policy) (slots []int, err error) {
@@ -27,7 +29,7 @@ func Slots(policies []Policy) (slots []int, err error) {
 		var used uint16
 		p.eachPort(func(port int) { used |= taken[port] })
 		if used == math.MaxUint16 {
-			errs = append(errs, fmt.Errorf("policy %q: at most %d policies with from, to or except may share a port", p.Name, MaxSlots))
+			errs = append(errs, fmt.Errorf("policy %q: %w", p.Name, errSlots))
 			continue
 		}
 		slot := 0

@@ -1,6 +1,7 @@
 package ctpolicy
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -142,8 +143,21 @@ func (r SourceRate) Refill() time.Duration {
 // maxCount keeps sums of numbers far from an overflow.
 const maxCount = 1_000_000
 
+var errLeadingZero = errors.New("has a leading zero, which some programs take for an octal number: leave it out")
+
+// parseDecimal reads a number as everybody does.
+func parseDecimal(s string) (uint64, error) {
+	if len(s) > 1 && s[0] == '0' && strings.Trim(s, "0123456789") == "" {
+		return 0, errLeadingZero
+	}
+	return strconv.ParseUint(s, 10, 64)
+}
+
 func parseCount(s string) (uint32, error) {
-	n, err := strconv.ParseUint(s, 10, 32)
+	n, err := parseDecimal(s)
+	if errors.Is(err, errLeadingZero) {
+		return 0, fmt.Errorf("%q %w", s, err)
+	}
 	if err != nil || n < 1 || n > maxCount {
 		return 0, fmt.Errorf("%q is not a number from 1 to %d", s, maxCount)
 	}
@@ -159,7 +173,7 @@ func count(n uint32) string {
 
 func parsePercent(s string) (int, error) {
 	number, ok := strings.CutSuffix(s, "%")
-	n, err := strconv.ParseUint(number, 10, 8)
+	n, err := parseDecimal(number)
 	if !ok || err != nil || n < 1 || n > 100 {
 		return 0, fmt.Errorf("%q is not a percentage from 1%% to 100%%", s)
 	}
@@ -177,7 +191,7 @@ func parseEndRate(s string) (uint32, error) {
 }
 
 func parsePrefixLength(s string) (int, error) {
-	n, err := strconv.ParseUint(strings.TrimPrefix(s, "/"), 10, 8)
+	n, err := parseDecimal(strings.TrimPrefix(s, "/"))
 	if err != nil || n < 1 || n > 128 {
 		return 0, fmt.Errorf("%q is not the length of a prefix, 1 to 128", s)
 	}
@@ -187,7 +201,7 @@ func parsePrefixLength(s string) (int, error) {
 // nameProblem is what is wrong with the name.
 func (p *Policy) nameProblem() error {
 	if !nameSyntax.MatchString(p.Name) || len(p.Name) > maxName {
-		return fmt.Errorf("name %q: must start with a letter, go on with letters, digits, '_', '.' or '-', and have at most %d characters", p.Name, maxName)
+		return fmt.Errorf("%q must start with a letter, go on with letters, digits, '_', '.' or '-', and have at most %d characters", p.Name, maxName)
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func applyCommand(env *Env) *cli.Command {
-	d, flags := installFlags()
+	s, flags := installFlags(env)
 	return &cli.Command{
 		Name:  "apply",
 		Usage: "install limits in the kernel, without a process of ours",
@@ -23,11 +23,12 @@ alone ends connections at their limit: at the next packet, for the end that send
 reap from a timer) adds the idle ones, both ends at once, and milliseconds.
 
    curfew apply --port 389,636 --max-age 1h
+   curfew apply -c /etc/curfew/curfew.yaml
    curfew apply --name web --port 8000-8010 --max-age 30m --idle 5m
 ` + severalPolicies,
 		Flags: flags,
 		Action: func(c *cli.Context) error {
-			o, err := parseOptions(c, d)
+			o, err := s.options(c)
 			if err != nil {
 				return err
 			}
@@ -78,7 +79,7 @@ func applyAlone(ctx context.Context, env *Env, r *reaper.Reaper, in *rules.Insta
 	}
 	r.Drain(ctx)
 	printPolicies(env, in)
-	printApplied(env, in, adopted, scheduled-t.all, without, t)
+	printApplied(env, o, in, adopted, scheduled-t.all, without, t)
 	return explain(left)
 }
 
@@ -99,12 +100,11 @@ func applyBeside(ctx context.Context, env *Env, r *reaper.Reaper, in *rules.Inst
 
 func printPolicies(env *Env, in *rules.Installed) {
 	for i := range in.Policies {
-		p := &in.Policies[i]
-		fmt.Fprintf(env.Stdout, "%s: port %s, %s%s\n", p.Name, ctpolicy.FormatPorts(p.Ports), p, scopeText(p))
+		fmt.Fprintln(env.Stdout, policyText(&in.Policies[i]))
 	}
 }
 
-func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t *tally) {
+func printApplied(env *Env, o *options, in *rules.Installed, adopted, pinned, without int, t *tally) {
 	fmt.Fprintf(env.Stdout, "installed; %d open connections pinned, %d of them new to conntrack; %d ended\n", pinned, adopted, t.ended)
 	if without > 0 {
 		fmt.Fprintf(env.Stdout, "%d open connections have a limit that only a reaper can enforce\n", without)
@@ -116,17 +116,22 @@ func printApplied(env *Env, in *rules.Installed, adopted, pinned, without int, t
    curfew run%s
 or, from a timer that fires every minute:
    curfew reap
-`, flagsOf(in.Policies))
+`, flagsOf(o))
 }
 
-// flagsOf are the flags that describe the policies.
-func flagsOf(policies []ctpolicy.Policy) string {
+// flagsOf are the flags that ask for the same policies.
+func flagsOf(o *options) string {
+	if o.file != "" {
+		return " -c " + o.file
+	}
 	var b strings.Builder
-	for i := range policies {
+	for i := range o.policies {
 		for _, k := range ctpolicy.Keys {
-			if value := k.Get(&policies[i]); strings.Contains(value, " ") {
-				fmt.Fprintf(&b, " --%s %q", flagName(k.Name), value)
-			} else if value != "" {
+			value := k.Get(&o.policies[i])
+			if strings.Contains(value, " ") {
+				value = "'" + value + "'"
+			}
+			if value != "" {
 				fmt.Fprintf(&b, " --%s %s", flagName(k.Name), value)
 			}
 		}

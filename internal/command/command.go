@@ -3,6 +3,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"curfew/ctpolicy"
+	"curfew/ctpolicy/config"
 )
 
 // The exit codes.
@@ -33,9 +35,13 @@ type Env struct {
 	Reload <-chan os.Signal
 	// Clock is the time.
 	Clock ctpolicy.Clock
+	// Config is the file that is read where none is named; "" is config.DefaultPath.
+	Config string
 
 	started time.Time // when Run was called
 }
+
+func (e *Env) config() string { return cmp.Or(e.Config, config.DefaultPath) }
 
 func (e *Env) logger(verbose bool) *slog.Logger {
 	level := slog.LevelInfo
@@ -77,7 +83,11 @@ func complain(w io.Writer, err error) int {
 	}
 	f := &failure{err: err, code: ExitFailed}
 	errors.As(err, &f)
-	if f.err != nil && f.err.Error() != "" {
+	if lines := (config.Errors{}); errors.As(err, &lines) {
+		for _, line := range lines {
+			fmt.Fprintf(w, "curfew: %v\n", line)
+		}
+	} else if f.err != nil && f.err.Error() != "" {
 		fmt.Fprintf(w, "curfew: %v\n", err)
 	}
 	if f.hint != "" {
@@ -112,7 +122,7 @@ func newApp(env *Env) *cli.App {
 		},
 		Commands: []*cli.Command{
 			applyCommand(env), runCommand(env), reapCommand(env), statusCommand(env),
-			removeCommand(env), selftestCommand(env), versionCommand(env),
+			checkCommand(env), removeCommand(env), selftestCommand(env), versionCommand(env),
 		},
 	}
 	for _, c := range app.Commands {

@@ -35,6 +35,7 @@ func curfew() {
 	defer stop()
 	os.Exit(Run(ctx, os.Args[1:], &Env{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Reload: make(chan os.Signal), Clock: ctpolicy.SystemClock{},
+		Config: os.Getenv("CURFEW_CONFIG"),
 	}))
 }
 

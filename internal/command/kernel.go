@@ -26,6 +26,7 @@ type kernel struct {
 	*conntrack.Table
 	sockets    *sockdiag.Conn
 	challenges *challenge.Sender
+	mark       uint32 // of challenges
 	resets     *rules.Resets
 	local      local
 }
@@ -55,8 +56,23 @@ func (k *kernel) openEnds(mark uint32) (err error) {
 	if k.resets, err = rules.OpenResets(); err != nil {
 		return err
 	}
-	k.challenges, err = challenge.Open(mark)
-	return err
+	return k.useMark(mark)
+}
+
+// useMark gives challenges another mark, unless they have it.
+func (k *kernel) useMark(mark uint32) error {
+	if k.challenges != nil && k.mark == mark {
+		return nil
+	}
+	sender, err := challenge.Open(mark)
+	if err != nil {
+		return err
+	}
+	if k.challenges != nil {
+		k.challenges.Close()
+	}
+	k.challenges, k.mark = sender, mark
+	return nil
 }
 
 // openConntrack opens only the doors to conntrack.

@@ -3,32 +3,33 @@ package command
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 
 	"github.com/urfave/cli/v2"
 
 	"curfew/ctpolicy"
+	"curfew/ctpolicy/config"
 	"curfew/rules"
 )
 
 func runCommand(env *Env) *cli.Command {
-	d, flags := installFlags()
+	s, flags := installFlags(env)
 	return &cli.Command{
 		Name:  "run",
 		Usage: "install limits, then end connections at their limit until told to stop",
 		Description: `Does what apply does, then sweeps and ends connections until SIGTERM or SIGINT; one line is logged for each. SIGHUP
-installs the rules again. The rules stay when it stops: curfew remove takes them away.
+reads the file again and installs the rules again; a file with errors changes no limit. The rules stay when it stops:
+curfew remove takes them away.
 
    curfew run --port 8080 --max-age 30s
+   curfew run -c /etc/curfew/curfew.yaml
    curfew run --name ldap --port 389,636 --max-age 1h --idle 10m --existing reset
 ` + severalPolicies,
 		Flags: append(flags, verboseFlag()),
 		Action: func(c *cli.Context) error {
-			o, err := parseOptions(c, d)
-			if err != nil {
-				return err
-			}
-			return run(c.Context, env, o, c.Bool("verbose"))
+			load := func() (*options, error) { return s.options(c) }
+			return run(c.Context, env, load, c.Bool("verbose"))
 		},
 	}
 }
@@ -37,7 +38,12 @@ func verboseFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "verbose", Usage: "log more"}
 }
 
-func run(ctx context.Context, env *Env, o *options, verbose bool) (err error) {
+// run asks load for the options at its start and on each reload.
+func run(ctx context.Context, env *Env, load func() (*options, error), verbose bool) (err error) {
+	o, err := load()
+	if err != nil {
+		return err
+	}
 	k, err := openKernel(o.mark)
 	if err != nil {
 		return err
@@ -46,6 +52,9 @@ func run(ctx context.Context, env *Env, o *options, verbose bool) (err error) {
 	defer func() { err = errors.Join(err, stopBeat()) }()
 	var in *rules.Installed
 	for reload := false; ; reload = true {
+		if reload {
+			o = reloaded(o, load, env.logger(verbose))
+		}
 		fresh, err := install(ctx, env, k, o, in, true)
 		switch {
 		case err == nil:
@@ -55,11 +64,30 @@ func run(ctx context.Context, env *Env, o *options, verbose bool) (err error) {
 		default:
 			return err
 		}
+		if err := k.useMark(in.Mark); err != nil {
+			return explain(err)
+		}
 		err = reapUntilReload(ctx, env, k, in, o.reset && !reload, verbose)
 		if err != nil || ctx.Err() != nil {
 			return err
 		}
 	}
+}
+
+// reloaded are the options as they are now, or the old ones where something is wrong with them.
+func reloaded(old *options, load func() (*options, error), log *slog.Logger) *options {
+	fresh, err := load()
+	if err == nil {
+		return fresh
+	}
+	lines := config.Errors{}
+	if !errors.As(err, &lines) {
+		log.Error("the configuration can't be used: the old limits stay in force", "error", err)
+	}
+	for _, line := range lines {
+		log.Error("the configuration can't be used: the old limits stay in force", "error", line)
+	}
+	return old
 }
 
 // reapUntilReload answers nil when the context ends or a reload is asked for.

@@ -147,14 +147,8 @@ func newReaperStatus(r *rules.Reaper, clock ctpolicy.Clock) reaperStatus {
 }
 
 func (s *status) readConnections(clock ctpolicy.Clock, k *kernel, judge *ctpolicy.Judge, policies *ctpolicy.Matcher) (open map[string]int, err error) {
-	known := map[conntrack.Tuple]bool{}
 	open = map[string]int{}
-	err = k.Dump(conntrack.Filter{}, func(e *conntrack.Entry) error {
-		p := policies.Flow(e)
-		if p == nil || !ctpolicy.Open(e) || known[e.Orig] {
-			return nil
-		}
-		known[e.Orig] = true
+	err = k.eachCovered(policies, func(p *ctpolicy.Policy, e *conntrack.Entry) {
 		open[p.Name]++
 		now := clock.Now().Boot
 		d := judge.Deadline(p, e, now)
@@ -163,7 +157,6 @@ func (s *status) readConnections(clock ctpolicy.Clock, k *kernel, judge *ctpolic
 			Age: now.Sub(judge.Birth(e, now)).Seconds(), Left: d.At.Sub(now).Seconds(), Limit: d.Cause,
 			State: conntrack.StateName(e.State), Pinned: ctpolicy.Pinned(e), flow: e.Orig,
 		})
-		return nil
 	})
 	slices.SortFunc(s.Connections, func(a, b connStatus) int {
 		switch {
