@@ -91,6 +91,7 @@ type Reaper struct {
 	seen     seen
 	orphans  map[uint64]*orphan
 	quiet    map[identity]quiet
+	births   map[identity]*origin
 	round    uint64
 	listens  [1 << 10]uint64 // local ports that have a listener
 	bound    map[end]uint32  // the devices that sockets are bound to; see rememberDevice
@@ -98,7 +99,7 @@ type Reaper struct {
 	working  atomic.Int64    // since when, as an Instant; 0 while it waits
 
 	// What a look at the table has found that needs to be mended.
-	reversed, unassured []conntrack.Entry
+	reversed, unassured, early []conntrack.Entry
 }
 
 // Init makes the reaper ready for use.
@@ -106,6 +107,7 @@ func (r *Reaper) Init() {
 	r.schedule = newSchedule()
 	r.orphans = map[uint64]*orphan{}
 	r.quiet = map[identity]quiet{}
+	r.births = map[identity]*origin{}
 }
 
 // The sweep's interval follows from the shortest limit.
