@@ -94,16 +94,16 @@ func (r *Reaper) adopt(tuple conntrack.Tuple) (made bool, err error) {
 func (r *Reaper) PinAll() (without int, err error) {
 	now := r.now()
 	err = r.lookAround(func(e *conntrack.Entry) {
-		if ctpolicy.Pinned(e) || e.State >= conntrack.StateTimeWait || r.schedule.has(e) {
+		if ctpolicy.Pinned(e) || e.State >= conntrack.StateTimeWait || r.schedule.has(e) || r.retried(e) {
 			return
 		}
 		p := r.Policies.Flow(e)
-		d := ctpolicy.Deadline{At: r.Judge.Birth(e, now).Add(p.MaxAge), Cause: ctpolicy.CauseMaxAge}
+		d := ctpolicy.Deadline{At: r.birth(e, now).Add(p.MaxAge), Cause: ctpolicy.CauseMaxAge}
 		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || (ctpolicy.Offloaded(e) && now < d.At) {
 			without++
 			return
 		}
-		it := &item{entry: *e, policy: p, deadline: d, birth: r.Judge.Birth(e, now), step: stepPin, forced: true}
+		it := &item{entry: *e, policy: p, deadline: d, birth: r.birth(e, now), step: stepPin, forced: true}
 		it.at = ctpolicy.PinAt(d.At, now)
 		r.schedule.add(it)
 	})
@@ -121,7 +121,7 @@ func (r *Reaper) EndAll() error {
 			return
 		}
 		r.schedule.add(&item{
-			entry: *e, policy: r.Policies.Flow(e), birth: r.Judge.Birth(e, now),
+			entry: *e, policy: r.Policies.Flow(e), birth: r.birth(e, now),
 			deadline: ctpolicy.Deadline{At: now, Cause: CauseExisting, Passed: true}, step: stepStrike, forced: true, at: now,
 		})
 	})

@@ -129,7 +129,7 @@ func (r *Reaper) judge(p *ctpolicy.Policy, e *conntrack.Entry, now ctpolicy.Inst
 	if r.guessed(p, e) {
 		return r.observed(p, e, now)
 	}
-	return r.Judge.Deadline(p, e, now)
+	return r.deadline(p, e, now)
 }
 
 // unreadable handles an item whose entry can't be read: mostly because the flow has ended by itself.

@@ -17,10 +17,12 @@ const (
 
 // notice remembers what conntrack made of a packet in mid-flow: an entry that is not assured yet, which sweeps pass over, or
 // one the wrong way round, of a packet of the server, which no policy seems to cover. For flows with a socket here Adopt
-// and sweepSockets find the right way.
+// and sweepSockets find the right way. It also remembers entries that are older than their flows.
 func (r *Reaper) notice(e *conntrack.Entry, p *ctpolicy.Policy) {
 	switch {
-	case len(r.reversed)+len(r.unassured) >= maxMended:
+	case len(r.reversed)+len(r.unassured)+len(r.early) >= maxMended:
+	case p != nil && r.retried(e):
+		r.early = append(r.early, *e)
 	case p != nil && ctpolicy.PickedUp(e):
 		r.unassured = append(r.unassured, *e)
 	case p == nil && ctpolicy.MidFlow(e) && r.Policies.Reversed(e) != nil:
@@ -28,25 +30,34 @@ func (r *Reaper) notice(e *conntrack.Entry, p *ctpolicy.Policy) {
 	}
 }
 
-// mend assures and turns what was noticed.
+// mend assures, turns and renews what was noticed.
 func (r *Reaper) mend() {
 	for i := range r.unassured {
-		e := &r.unassured[i]
-		if err := r.Flows.Assure(e); err != nil && !gone(err) {
-			r.Log.Warn("assure an entry that was picked up", "flow", e.Orig, "error", err)
-		}
+		r.assure(&r.unassured[i])
 	}
-	for part := range slices.Chunk(r.reversed, turnAtOnce) {
+	r.replace(r.reversed, "turn entries that are the wrong way round", r.turn)
+	r.replace(r.early, "renew entries that are older than their flows", r.renewRetried)
+	r.reversed, r.unassured, r.early = r.reversed[:0], r.unassured[:0], r.early[:0]
+}
+
+func (r *Reaper) assure(e *conntrack.Entry) {
+	if err := r.Flows.Assure(e); err != nil && !gone(err) {
+		r.Log.Warn("assure an entry that was picked up", "flow", e.Orig, "error", err)
+	}
+}
+
+// replace does something with each entry while packets of its flow are held.
+func (r *Reaper) replace(entries []conntrack.Entry, purpose string, do func(*conntrack.Entry)) {
+	for part := range slices.Chunk(entries, turnAtOnce) {
 		if err := r.Table.Hold(tuplesOf(part)...); err != nil {
-			r.Log.Warn("turn entries that are the wrong way round", "error", err)
-			break
+			r.Log.Warn(purpose, "error", err)
+			return
 		}
 		for i := range part {
-			r.turn(&part[i])
+			do(&part[i])
 		}
 		r.serve()
 	}
-	r.reversed, r.unassured = r.reversed[:0], r.unassured[:0]
 }
 
 func tuplesOf(entries []conntrack.Entry) (tuples []conntrack.Tuple) {

@@ -33,7 +33,7 @@ func (r *Reaper) observed(p *ctpolicy.Policy, e *conntrack.Entry, now ctpolicy.I
 	}
 	age := *p
 	age.Idle = 0
-	if d := r.Judge.Deadline(&age, e, now); d.Passed || d.At <= idle.At {
+	if d := r.deadline(&age, e, now); d.Passed || d.At <= idle.At {
 		return d
 	}
 	return idle

@@ -81,6 +81,9 @@ type Reaper struct {
 	Log      *slog.Logger
 	// Ended is told of every flow that was to be ended; nil is allowed.
 	Ended func(*Result)
+	// Disturbed delivers when something has happened to entries or rules, so that Run sweeps at once, but not all the time.
+	// It should have a buffer of one, to which the sender does not wait to send. nil is allowed.
+	Disturbed <-chan struct{}
 	// BootID marks the notes.
 	BootID string
 
@@ -88,6 +91,7 @@ type Reaper struct {
 	seen     seen
 	orphans  map[uint64]*orphan
 	quiet    map[identity]quiet
+	births   map[identity]*origin
 	round    uint64
 	listens  [1 << 10]uint64 // local ports that have a listener
 	bound    map[end]uint32  // the devices that sockets are bound to; see rememberDevice
@@ -95,7 +99,7 @@ type Reaper struct {
 	working  atomic.Int64    // since when, as an Instant; 0 while it waits
 
 	// What a look at the table has found that needs to be mended.
-	reversed, unassured []conntrack.Entry
+	reversed, unassured, early []conntrack.Entry
 }
 
 // Init makes the reaper ready for use.
@@ -103,6 +107,7 @@ func (r *Reaper) Init() {
 	r.schedule = newSchedule()
 	r.orphans = map[uint64]*orphan{}
 	r.quiet = map[identity]quiet{}
+	r.births = map[identity]*origin{}
 }
 
 // The sweep's interval follows from the shortest limit.
@@ -127,19 +132,25 @@ func (r *Reaper) Run(ctx context.Context) {
 	go func() { defer close(beating); r.beat(ctx) }()
 	defer func() { <-beating }()
 
-	sweepAt := r.now()
+	next := pace{at: r.now()}
 	for ctx.Err() == nil {
 		now := r.now()
 		r.working.Store(int64(now))
-		if now >= sweepAt {
+		if now >= next.at {
 			if err := r.Sweep(); err != nil {
 				r.Log.Error("sweep", "error", err)
 			}
-			sweepAt = now.Add(r.Interval())
+			next.sweptFrom(now, r.now(), r.Interval())
 		}
 		r.serve()
 		r.working.Store(0)
-		r.wait(ctx, min(sweepAt, r.nextAt(sweepAt), now.Add(clockEvery)))
+		disturbed := r.Disturbed
+		if next.early {
+			disturbed = nil // one is as good as many
+		}
+		if r.wait(ctx, min(next.at, r.nextAt(next.at), now.Add(clockEvery)), disturbed) {
+			next.disturb()
+		}
 		r.observeClock()
 	}
 }
@@ -153,13 +164,20 @@ func (r *Reaper) nextAt(otherwise ctpolicy.Instant) ctpolicy.Instant {
 	return otherwise
 }
 
-func (r *Reaper) wait(ctx context.Context, until ctpolicy.Instant) {
+// wait tells whether something was disturbed meanwhile.
+func (r *Reaper) wait(ctx context.Context, until ctpolicy.Instant, disturbed <-chan struct{}) bool {
 	timer := time.NewTimer(until.Sub(r.now()))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
+	case _, ok := <-disturbed:
+		if !ok {
+			r.Disturbed = nil
+		}
+		return ok
 	}
+	return false
 }
 
 // beat keeps the heartbeat going, unless the sweeping hangs: then the fallback must wake. It has its own goroutine,
@@ -203,7 +221,7 @@ func (r *Reaper) serve() {
 // alive the stray rule answers what is still on its way.
 func (r *Reaper) Drain(ctx context.Context) {
 	for it := r.pending(); it != nil && ctx.Err() == nil; it = r.pending() {
-		r.wait(ctx, it.at)
+		r.wait(ctx, it.at, nil)
 		r.serve()
 	}
 }

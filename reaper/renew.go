@@ -23,6 +23,7 @@ func (r *Reaper) renew(it *item, change func(anew *conntrack.Entry)) error {
 		})
 		if err == nil {
 			r.schedule.become(it, &anew)
+			r.bear(&anew, it.birth)
 			return nil
 		}
 		if !errors.Is(err, unix.EEXIST) || try == maxTries {
@@ -36,6 +37,7 @@ func (r *Reaper) renew(it *item, change func(anew *conntrack.Entry)) error {
 		}
 		if e.Orig == orig {
 			r.schedule.become(it, &e)
+			r.bear(&e, it.birth)
 			return nil
 		}
 	}
@@ -48,9 +50,10 @@ func pinForWindow(anew *conntrack.Entry) {
 	anew.Timeout = uint32(ctpolicy.Window / time.Second)
 }
 
-// unpinned makes a new entry one that packets refresh.
+// unpinned makes a new entry one that packets refresh. It has no ct timeout object.
 func (r *Reaper) unpinned(anew *conntrack.Entry) {
 	supplyState(anew)
+	anew.Label.Clear(ctpolicy.LabelTracked)
 	anew.Status &^= conntrack.StatusFixedTimeout
 	anew.Timeout = r.Judge.Defaults[conntrack.TimeoutOf(anew.State)]
 }

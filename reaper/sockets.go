@@ -85,6 +85,9 @@ func (r *Reaper) sweepSockets() error {
 		}
 		return nil
 	})
+	if err == nil {
+		r.forgetBirths()
+	}
 	for cookie, o := range r.orphans {
 		if err == nil && o.round != r.round {
 			delete(r.orphans, cookie)
@@ -101,9 +104,18 @@ func (r *Reaper) sweepSockets() error {
 func (r *Reaper) tracked(tuple conntrack.Tuple) bool {
 	e, err := r.Flows.Get(tuple, 0)
 	if err == nil {
+		r.pickUp(&e, tuple)
 		return e.Orig == tuple
 	}
 	return gone(err) && r.redirected(tuple)
+}
+
+// pickUp assures the entry of an open socket that conntrack has picked up in mid-flow: sweeps pass over others. The socket
+// tells that both ends have talked, also where conntrack has seen one of them only.
+func (r *Reaper) pickUp(e *conntrack.Entry, tuple conntrack.Tuple) {
+	if e.Orig == tuple && ctpolicy.MidFlow(e) && !ctpolicy.Open(e) {
+		r.assure(e)
+	}
 }
 
 // redirected tells that the client dialled another address than the one that the server's socket has: then only the

@@ -129,5 +129,9 @@ func (r *Reaper) survived(it *item) {
 	for i := range it.outcomes {
 		it.outcomes[i].asked = false
 	}
+	if r.Policies.Flow(&it.entry) == nil {
+		r.schedule.drop(it) // see Use
+		return
+	}
 	r.schedule.later(it, stepStrike, r.now().Add(restAfter))
 }

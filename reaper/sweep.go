@@ -64,6 +64,9 @@ func (r *Reaper) consider(e *conntrack.Entry, now ctpolicy.Instant) {
 		return
 	}
 	r.seen.add(e.Orig)
+	if r.retried(e) {
+		return
+	}
 	if !ctpolicy.Open(e) {
 		if ctpolicy.Pinned(e) && e.State >= conntrack.StateTimeWait {
 			r.tidy(e, p, now)
@@ -78,7 +81,7 @@ func (r *Reaper) consider(e *conntrack.Entry, now ctpolicy.Instant) {
 }
 
 func (r *Reaper) newItem(e *conntrack.Entry, p *ctpolicy.Policy, d ctpolicy.Deadline, now ctpolicy.Instant) *item {
-	it := &item{entry: *e, policy: p, deadline: d, birth: r.Judge.Birth(e, now)}
+	it := &item{entry: *e, policy: p, deadline: d, birth: r.birth(e, now)}
 	it.step, it.at = nextStep(e, d, now)
 	return it
 }
