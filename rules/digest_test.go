@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"curfew/internal/netnstest"
 	"curfew/rules"
@@ -33,7 +34,7 @@ func TestDigestStays(t *testing.T) {
 	first := digest(t, h)
 	for name, change := range map[string]func(){
 		"apply again": func() { in(t, h, apply) },
-		"heartbeat":   func() { in(t, h, func() error { return rules.Beat(1) }) },
+		"heartbeat":   func() { in(t, h, func() error { return rules.Beat(1, time.Now()) }) },
 		"note":        func() { in(t, h, func() error { return rules.AddNote("more") }) },
 		"other table": func() {
 			nft(t, h, "table inet other { chain c { counter; }; set s { type mark; elements = { 1 }; }; }", "-f", "-")
