@@ -98,7 +98,7 @@ func (r *Reaper) PinAll() (without int, err error) {
 			return
 		}
 		p := r.Policies.Flow(e)
-		d := ctpolicy.Deadline{At: r.Judge.Birth(e, now).Add(p.MaxAge), Cause: ctpolicy.CauseMaxAge}
+		d := ctpolicy.Deadline{At: r.Judge.Birth(e, now).Add(p.AgeLimit(e.Orig)), Cause: ctpolicy.CauseMaxAge}
 		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || (ctpolicy.Offloaded(e) && now < d.At) {
 			without++
 			return

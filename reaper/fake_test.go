@@ -279,7 +279,7 @@ func (c *conn) due() bool {
 		return true // it spoke while the reaper went from the look to the deed
 	}
 	return c.mayEnd || p != nil &&
-		(p.MaxAge > 0 && now >= c.born.Add(p.MaxAge) || p.Idle > 0 && now >= c.talked.Add(p.Idle))
+		(p.MaxAge > 0 && now >= c.born.Add(p.AgeLimit(c.tuple)) || p.Idle > 0 && now >= c.talked.Add(p.Idle))
 }
 
 // end closes one end, by force when it is not its own wish.

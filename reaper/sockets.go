@@ -125,7 +125,7 @@ func (r *Reaper) newOrphanItem(cookie uint64, o *orphan, p *ctpolicy.Policy, d c
 func orphanDeadline(p *ctpolicy.Policy, o *orphan, s *sockdiag.Socket, now ctpolicy.Instant) ctpolicy.Deadline {
 	var d ctpolicy.Deadline
 	if p.MaxAge > 0 {
-		d = ctpolicy.Deadline{At: o.first.Add(p.MaxAge), Cause: ctpolicy.CauseMaxAge}
+		d = ctpolicy.Deadline{At: o.first.Add(p.AgeLimit(o.tuple)), Cause: ctpolicy.CauseMaxAge}
 	}
 	if pause, ok := pauseOf(s); ok && p.Idle > 0 {
 		if at := now.Add(p.Idle - pause); d.Cause == "" || at < d.At {
