@@ -60,6 +60,8 @@ type orphan struct {
 	tuple conntrack.Tuple
 	first ctpolicy.Instant
 	round uint64 // the last sweep that saw it
+
+	reported bool // that it would have been ended
 }
 
 // sweepSockets schedules orphans that are due within lead.
@@ -79,6 +81,9 @@ func (r *Reaper) sweepSockets() error {
 			r.orphans[s.Cookie] = o
 		}
 		o.round = r.round
+		if !p.Ends() || (o.reported && !p.Enforced()) {
+			return nil
+		}
 		d := orphanDeadline(p, o, s, r.now())
 		if d.At <= r.now().Add(p.Lead()) {
 			due = append(due, r.newOrphanItem(s.Cookie, o, p, d))
@@ -158,6 +163,15 @@ func (r *Reaper) advanceOrphan(it *item) {
 			return
 		}
 		it.deadline = d
+		if !it.policy.Enforced() {
+			if o.reported {
+				r.schedule.drop(it)
+				return
+			}
+			r.markSockets(sockets)
+			r.wouldEnd(it)
+			return
+		}
 		if err := r.destroy(it, sockets[i:i+1]); err != nil {
 			r.tryAgain(it, stepStrike, err)
 			return
