@@ -78,9 +78,14 @@ func (j *Judge) Birth(e *conntrack.Entry, now Instant) Instant {
 
 // Deadline is when the time of the policy's flow is up, as seen now. The entry must have been read just now.
 func (j *Judge) Deadline(p *Policy, e *conntrack.Entry, now Instant) Deadline {
+	return j.DeadlineOf(p, e, j.Birth(e, now), now)
+}
+
+// DeadlineOf is Deadline for a flow whose birth is known better than its entry tells.
+func (j *Judge) DeadlineOf(p *Policy, e *conntrack.Entry, birth, now Instant) Deadline {
 	var d Deadline
 	if p.MaxAge > 0 {
-		at := j.Birth(e, now).Add(p.MaxAge)
+		at := birth.Add(p.AgeLimit(e.Orig))
 		if Pinned(e) {
 			// The kernel enforces what was pinned, and that can't be changed any more.
 			at = min(at, PinnedDeadline(e, now))

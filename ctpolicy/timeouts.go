@@ -19,7 +19,7 @@ type Timeouts = conntrack.Timeouts
 func (p *Policy) EntryTimeout() time.Duration {
 	timeout := time.Duration(maxTimeout)
 	if p.MaxAge > 0 {
-		timeout = min(timeout, p.MaxAge+Window)
+		timeout = min(timeout, p.LastAge()+Window)
 	}
 	if p.Idle > 0 {
 		timeout = min(timeout, p.Idle+time.Second)

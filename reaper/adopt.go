@@ -24,7 +24,7 @@ func (r *Reaper) adoptUnless(info bool, condition func(*sockdiag.Socket, conntra
 	}
 	var unknown []conntrack.Tuple
 	err = r.coveredSockets(info, func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error {
-		if r.seen.has(tuple) {
+		if !p.Enforced() || r.seen.has(tuple) {
 			return nil
 		}
 		r.seen.add(tuple) // over loopback both ends are here
@@ -88,17 +88,21 @@ func (r *Reaper) adopt(tuple conntrack.Tuple) (made bool, err error) {
 	return false, fmt.Errorf("entry of %s is made anew again and again", tuple)
 }
 
-// PinAll schedules a pin for every covered flow, also for handshakes that are not complete, so that the kernel alone
-// ends them. Flows whose time is up already are struck. It answers how many flows no pin can help: those of policies
+// PinAll schedules a pin for every covered flow whose handshake is complete, so that the kernel alone ends them: of a
+// handshake that fails, the pinned entry would pass its deadline on to the next connection from its port. Flows whose time is up already are struck. It answers how many flows no pin can help: those of policies
 // without max_age, those whose deadline is too far away, and those in a flowtable. Drain does the work.
 func (r *Reaper) PinAll() (without int, err error) {
 	now := r.now()
 	err = r.lookAround(func(e *conntrack.Entry) {
-		if ctpolicy.Pinned(e) || e.State >= conntrack.StateTimeWait || r.schedule.has(e) || r.retried(e) {
+		const answered = conntrack.StatusSeenReply
+		if ctpolicy.Pinned(e) || !ctpolicy.MidFlow(e) || e.Status&answered == 0 || r.schedule.has(e) || r.retried(e) {
 			return
 		}
 		p := r.Policies.Flow(e)
-		d := ctpolicy.Deadline{At: r.birth(e, now).Add(p.MaxAge), Cause: ctpolicy.CauseMaxAge}
+		if !p.Enforced() || !p.Ends() {
+			return
+		}
+		d := ctpolicy.Deadline{At: r.birth(e, now).Add(p.AgeLimit(e.Orig)), Cause: ctpolicy.CauseMaxAge}
 		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || (ctpolicy.Offloaded(e) && now < d.At) {
 			without++
 			return
@@ -117,11 +121,12 @@ func (r *Reaper) PinAll() (without int, err error) {
 func (r *Reaper) EndAll() error {
 	now := r.now()
 	err := r.lookAround(func(e *conntrack.Entry) {
-		if !ctpolicy.MidFlow(e) {
+		p := r.Policies.Flow(e)
+		if !ctpolicy.MidFlow(e) || !p.Enforced() {
 			return
 		}
 		r.schedule.add(&item{
-			entry: *e, policy: r.Policies.Flow(e), birth: r.birth(e, now),
+			entry: *e, policy: p, birth: r.birth(e, now),
 			deadline: ctpolicy.Deadline{At: now, Cause: CauseExisting, Passed: true}, step: stepStrike, forced: true, at: now,
 		})
 	})

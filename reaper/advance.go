@@ -56,7 +56,7 @@ func resetByRule(e *conntrack.Entry) bool {
 func (r *Reaper) proceed(it *item) {
 	now := r.now()
 	d := r.fresh(it, &it.entry, now)
-	next, at := nextStep(&it.entry, d, now)
+	next, at := nextStep(it.policy, &it.entry, d, now)
 	switch {
 	case d.Passed:
 		r.strike(it)
@@ -140,7 +140,7 @@ func (r *Reaper) unreadable(it *item, err error) {
 	}
 	r.schedule.drop(it)
 	switch {
-	case it.reported:
+	case it.reported || !it.policy.Enforced():
 	case it.step == stepPin || it.step == stepForget:
 	case it.tries > 0:
 		it.blame("could not be ended before the entry was gone")
@@ -158,8 +158,8 @@ func (r *Reaper) tryAgain(it *item, s step, err error) {
 	switch {
 	case it.tries < maxTries:
 		r.schedule.later(it, s, now.Add(repeatAfter))
-	case s == stepForget:
-		r.schedule.drop(it) // it has ended, and a sweep finds its entry
+	case s == stepForget || !it.policy.Enforced():
+		r.schedule.drop(it) // a sweep finds its entry
 	case now < it.deadline.At:
 		r.Log.Warn("prepare the end of a connection", "flow", it.entry.Orig, "error", err)
 		it.tries = 0

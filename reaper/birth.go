@@ -37,24 +37,7 @@ func (r *Reaper) birth(e *conntrack.Entry, now ctpolicy.Instant) ctpolicy.Instan
 
 // deadline is that of the Judge, from the flow's birth. The entry must have been read just now.
 func (r *Reaper) deadline(p *ctpolicy.Policy, e *conntrack.Entry, now ctpolicy.Instant) ctpolicy.Deadline {
-	o := r.originOf(e)
-	if o == nil || p.MaxAge == 0 {
-		return r.Judge.Deadline(p, e, now)
-	}
-	at := o.birth.Add(p.MaxAge)
-	if ctpolicy.Pinned(e) {
-		at = min(at, ctpolicy.PinnedDeadline(e, now))
-	}
-	d := ctpolicy.Deadline{At: at, Cause: ctpolicy.CauseMaxAge, Passed: now >= at}
-	if p.Idle == 0 || ctpolicy.Pinned(e) || d.Passed {
-		return d
-	}
-	idle := *p
-	idle.MaxAge = 0
-	if d := r.Judge.Deadline(&idle, e, now); d.At < at {
-		return d
-	}
-	return d
+	return r.Judge.DeadlineOf(p, e, r.birth(e, now), now)
 }
 
 // forgetBirths drops those of entries that no sweep has seen for a while.

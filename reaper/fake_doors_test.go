@@ -91,8 +91,8 @@ func (k sockets) Destroy(s *sockdiag.Socket) error {
 	err := fmt.Errorf("destroy socket %s: %w", s, sockdiag.ErrNotFound)
 	_ = k.each(func(c *conn, e *tcp) error {
 		if e.cookie == s.Cookie && e.open() {
-			if c.policy == nil {
-				k.tb.Errorf("a socket of %s is destroyed, which no policy covers", c)
+			if c.policy == nil || !c.policy.Enforced() {
+				k.tb.Errorf("a socket of %s is destroyed, which no policy covers, or one that only reports", c)
 			}
 			k.changes = append(k.changes, "Destroy")
 			c.send(e, rst, "the reaper")
@@ -129,8 +129,8 @@ func (k *kernel) Send(from, to netip.AddrPort, _ int) error {
 }
 
 func (k *kernel) challenged(c *conn, e *tcp) {
-	if c.policy == nil {
-		k.tb.Errorf("a challenge to an end of %s, which no policy covers", c)
+	if c.policy == nil || !c.policy.Enforced() {
+		k.tb.Errorf("a challenge to an end of %s, which no policy covers, or one that only reports", c)
 	}
 	if e.deaf != 0 {
 		e.deaf--

@@ -111,6 +111,9 @@ func (k *kernel) change(name string, e *conntrack.Entry) (*entry, error) {
 	if k.policies.Flow(&now.Entry) == nil && name != "Delete" && !turned {
 		k.tb.Errorf("%s of %s, which no policy covers", name, e.Orig)
 	}
+	if p := now.conn.policy; p != nil && !p.Enforced() && name != "Relabel" {
+		k.tb.Errorf("%s of %s, whose policy only reports", name, e.Orig)
+	}
 	k.changes = append(k.changes, name)
 	return now, nil
 }
@@ -141,7 +144,7 @@ func (k *kernel) Pin(old *conntrack.Entry, seconds uint32) error {
 // notEarly fails when the rule of a pinned entry starts before the time is up.
 func (k *kernel) notEarly(e *entry) {
 	c, starts := e.conn, e.expires.Add(-ctpolicy.Window)
-	if maxAge := c.policy.MaxAge; !c.due() && (maxAge == 0 || starts < c.born.Add(maxAge)) {
+	if maxAge := c.policy.AgeLimit(c.tuple); !c.due() && (maxAge == 0 || starts < c.born.Add(maxAge)) {
 		k.tb.Errorf("%s is pinned so that the rule starts %s too early", c, c.born.Add(maxAge).Sub(starts))
 	}
 }
@@ -156,6 +159,9 @@ func (k *kernel) Create(t conntrack.Tuple, seconds uint32) error {
 	for _, c := range k.conns {
 		if c.tuple != t && c.tuple != reversed(t) || !c.open() {
 			continue
+		}
+		if !c.policy.Enforced() {
+			k.tb.Errorf("entry of %s is made, whose policy only reports", c)
 		}
 		if c.tuple != t {
 			k.tb.Errorf("entry of %s is made the wrong way round", c)
@@ -225,6 +231,18 @@ func (k *kernel) MarkClosed(old *conntrack.Entry) error {
 	e.OrigFlags |= 0x04
 	e.ReplyFlags |= 0x04
 	return nil
+}
+
+// Relabel is no error where there is no entry, or no room.
+func (k *kernel) Relabel(old *conntrack.Entry, value, mask conntrack.Label) error {
+	e, err := k.change("Relabel", old)
+	if err == nil && !k.noLabels {
+		e.Label = e.Label.AndNot(mask).Or(value.And(mask))
+	}
+	if errors.Is(err, conntrack.ErrGone) {
+		return nil
+	}
+	return err
 }
 
 func (k *kernel) Assure(old *conntrack.Entry) error {

@@ -43,6 +43,7 @@ type kernel struct {
 
 	noTimestamps bool // nf_conntrack_timestamp=0
 	noRules      bool // new entries get no timeout object
+	noLabels     bool // entries have no room for a label
 	cost         time.Duration
 	hook         func(call string)       // before each call
 	fault        func(call string) error // what the call answers instead
@@ -240,7 +241,7 @@ func (k *kernel) newEntry(c *conn, orig, reply conntrack.Tuple) *entry {
 	if !k.noTimestamps {
 		e.Start = k.Now().Wall
 	}
-	if p := k.policies.Flow(&e.Entry); p != nil && !k.noRules {
+	if p := k.policies.Flow(&e.Entry); p != nil && p.Enforced() && !k.noRules {
 		e.Label.Set(ctpolicy.LabelTracked)
 		e.base = p.EntryTimeout()
 	}
@@ -279,13 +280,16 @@ func (c *conn) due() bool {
 		return true // it spoke while the reaper went from the look to the deed
 	}
 	return c.mayEnd || p != nil &&
-		(p.MaxAge > 0 && now >= c.born.Add(p.MaxAge) || p.Idle > 0 && now >= c.talked.Add(p.Idle))
+		(p.MaxAge > 0 && now >= c.born.Add(p.AgeLimit(c.tuple)) || p.Idle > 0 && now >= c.talked.Add(p.Idle))
 }
 
 // end closes one end, by force when it is not its own wish.
 func (c *conn) end(e *tcp, force string) {
 	if !e.open() {
 		return
+	}
+	if force != "" && c.policy != nil && !c.policy.Enforced() {
+		c.k.tb.Errorf("%s: ended by %s, although its policy only reports", c, force)
 	}
 	if force != "" && !c.due() {
 		c.k.tb.Errorf("%s: ended by %s at age %s after a pause of %s: too early", c, force, c.k.boot.Sub(c.born), c.k.boot.Sub(c.talked))

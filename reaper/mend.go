@@ -21,12 +21,14 @@ const (
 func (r *Reaper) notice(e *conntrack.Entry, p *ctpolicy.Policy) {
 	switch {
 	case len(r.reversed)+len(r.unassured)+len(r.early) >= maxMended:
-	case p != nil && r.retried(e):
+	case p != nil && p.Enforced() && r.retried(e):
 		r.early = append(r.early, *e)
-	case p != nil && ctpolicy.PickedUp(e):
+	case p != nil && p.Enforced() && ctpolicy.PickedUp(e):
 		r.unassured = append(r.unassured, *e)
-	case p == nil && ctpolicy.MidFlow(e) && r.Policies.Reversed(e) != nil:
-		r.reversed = append(r.reversed, *e)
+	case p == nil && ctpolicy.MidFlow(e):
+		if p := r.Policies.Reversed(e); p != nil && p.Enforced() {
+			r.reversed = append(r.reversed, *e)
+		}
 	}
 }
 

@@ -21,7 +21,7 @@ func (r *Reaper) outlived(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy
 	now := r.now()
 	quiet := max(now.Add(-pause), r.Judge.Since)
 	d := ctpolicy.Deadline{Passed: true}
-	for cause, limit := range map[ctpolicy.Cause]time.Duration{ctpolicy.CauseMaxAge: p.MaxAge, ctpolicy.CauseIdle: p.Idle} {
+	for cause, limit := range map[ctpolicy.Cause]time.Duration{ctpolicy.CauseMaxAge: p.AgeLimit(tuple), ctpolicy.CauseIdle: p.Idle} {
 		if at := quiet.Add(limit); limit > 0 && (d.Cause == "" || at < d.At) {
 			d.At, d.Cause = at, cause
 		}

@@ -11,6 +11,9 @@ import (
 // pinTolerance is how many seconds may pass between a pin and its check, rounded up.
 const pinTolerance = 2
 
+// pins tells whether flows of a policy are pinned before their deadline.
+func pins(p *ctpolicy.Policy) bool { return p.Enforced() }
+
 // pin fixes the deadline in the kernel. From here on the flow ends even if the reaper dies. A flow that can't be pinned
 // is still struck.
 func (r *Reaper) pin(it *item) {

@@ -41,7 +41,7 @@ func (r *Reaper) observed(p *ctpolicy.Policy, e *conntrack.Entry, now ctpolicy.I
 
 // quietSince watches the entry's countdown: a packet sets it to another value, higher or lower.
 func (r *Reaper) quietSince(e *conntrack.Entry, now ctpolicy.Instant) ctpolicy.Instant {
-	id := identity{e.Orig, e.ID, e.Start, 0}
+	id := identityOf(e)
 	q, ok := r.quiet[id]
 	then := e.Timeout + uint32(now.Sub(q.since)/time.Second)
 	if !ok || then > q.left+1 || then+1 < q.left {

@@ -31,6 +31,8 @@ type Flows interface {
 	// Assure makes an entry that was picked up in mid-flow one that sweeps look at.
 	Assure(e *conntrack.Entry) error
 	MarkClosed(e *conntrack.Entry) error
+	// Relabel sets the label bits in mask to what they are in value, if the entry has room for labels.
+	Relabel(e *conntrack.Entry, value, mask conntrack.Label) error
 	Delete(e *conntrack.Entry) error
 }
 
@@ -92,6 +94,7 @@ type Reaper struct {
 	orphans  map[uint64]*orphan
 	quiet    map[identity]quiet
 	births   map[identity]*origin
+	reported map[identity]uint64 // flows whose entry has no room for the label, and the last sweep that saw them
 	round    uint64
 	listens  [1 << 10]uint64 // local ports that have a listener
 	bound    map[end]uint32  // the devices that sockets are bound to; see rememberDevice
@@ -108,6 +111,7 @@ func (r *Reaper) Init() {
 	r.orphans = map[uint64]*orphan{}
 	r.quiet = map[identity]quiet{}
 	r.births = map[identity]*origin{}
+	r.reported = map[identity]uint64{}
 }
 
 // The sweep's interval follows from the shortest limit.

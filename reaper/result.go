@@ -18,6 +18,9 @@ const (
 	MethodPeer   Method = "peer"     // the other end's socket was destroyed here, and that told it
 	MethodRule   Method = "rule"     // the rules have reset it
 	MethodGone   Method = "gone"     // it had closed already
+
+	// MethodReported is for flows, and both their ends, whose policy is in report mode: they are open.
+	MethodReported Method = "reported"
 )
 
 // A Result tells what became of a flow whose time was up.
@@ -79,7 +82,7 @@ func (it *item) blame(reason string) {
 
 // method is that of the whole flow.
 func (r *Result) method() Method {
-	for _, m := range []Method{MethodNone, MethodSocket, MethodRule} {
+	for _, m := range []Method{MethodNone, MethodReported, MethodSocket, MethodRule} {
 		if r.Client.Method == m || r.Server.Method == m {
 			return m
 		}
@@ -122,8 +125,11 @@ func (r *Reaper) report(it *item) {
 
 func (r *Reaper) logResult(result *Result) {
 	log, message := r.Log.Info, "ended"
-	if result.Method == MethodNone {
+	switch result.Method {
+	case MethodNone:
 		log, message = r.Log.Warn, "survived"
+	case MethodReported:
+		message = "would end"
 	}
 	attrs := []any{
 		"policy", result.Policy, "flow", result.Flow.String(), "limit", result.Limit,

@@ -56,6 +56,9 @@ func (it *item) identity() identity {
 	return identity{it.entry.Orig, it.entry.ID, it.entry.Start, it.cookie}
 }
 
+// identityOf is that of an entry's flow.
+func identityOf(e *conntrack.Entry) identity { return identity{e.Orig, e.ID, e.Start, 0} }
+
 // A schedule holds the flows that are due within lead, first things first.
 type schedule struct {
 	queue queue
@@ -74,7 +77,7 @@ func (s *schedule) add(it *item) {
 }
 
 // find is the item of an entry's flow, or nil. It does not allocate.
-func (s *schedule) find(e *conntrack.Entry) *item { return s.known[identity{e.Orig, e.ID, e.Start, 0}] }
+func (s *schedule) find(e *conntrack.Entry) *item { return s.known[identityOf(e)] }
 
 // has tells whether the flow of an entry is scheduled.
 func (s *schedule) has(e *conntrack.Entry) bool { return s.find(e) != nil }

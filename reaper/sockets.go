@@ -60,6 +60,8 @@ type orphan struct {
 	tuple conntrack.Tuple
 	first ctpolicy.Instant
 	round uint64 // the last sweep that saw it
+
+	reported bool // that it would have been ended
 }
 
 // sweepSockets schedules orphans that are due within lead.
@@ -79,6 +81,9 @@ func (r *Reaper) sweepSockets() error {
 			r.orphans[s.Cookie] = o
 		}
 		o.round = r.round
+		if !p.Ends() || (o.reported && !p.Enforced()) {
+			return nil
+		}
 		d := orphanDeadline(p, o, s, r.now())
 		if d.At <= r.now().Add(p.Lead()) {
 			due = append(due, r.newOrphanItem(s.Cookie, o, p, d))
@@ -113,7 +118,7 @@ func (r *Reaper) tracked(tuple conntrack.Tuple) bool {
 // pickUp assures the entry of an open socket that conntrack has picked up in mid-flow: sweeps pass over others. The socket
 // tells that both ends have talked, also where conntrack has seen one of them only.
 func (r *Reaper) pickUp(e *conntrack.Entry, tuple conntrack.Tuple) {
-	if e.Orig == tuple && ctpolicy.MidFlow(e) && !ctpolicy.Open(e) {
+	if p := r.Policies.Flow(e); p != nil && p.Enforced() && e.Orig == tuple && ctpolicy.MidFlow(e) && !ctpolicy.Open(e) {
 		r.assure(e)
 	}
 }
@@ -137,7 +142,7 @@ func (r *Reaper) newOrphanItem(cookie uint64, o *orphan, p *ctpolicy.Policy, d c
 func orphanDeadline(p *ctpolicy.Policy, o *orphan, s *sockdiag.Socket, now ctpolicy.Instant) ctpolicy.Deadline {
 	var d ctpolicy.Deadline
 	if p.MaxAge > 0 {
-		d = ctpolicy.Deadline{At: o.first.Add(p.MaxAge), Cause: ctpolicy.CauseMaxAge}
+		d = ctpolicy.Deadline{At: o.first.Add(p.AgeLimit(o.tuple)), Cause: ctpolicy.CauseMaxAge}
 	}
 	if pause, ok := pauseOf(s); ok && p.Idle > 0 {
 		if at := now.Add(p.Idle - pause); d.Cause == "" || at < d.At {
@@ -170,6 +175,15 @@ func (r *Reaper) advanceOrphan(it *item) {
 			return
 		}
 		it.deadline = d
+		if !it.policy.Enforced() {
+			if o.reported {
+				r.schedule.drop(it)
+				return
+			}
+			r.markSockets(sockets)
+			r.wouldEnd(it)
+			return
+		}
 		if err := r.destroy(it, sockets[i:i+1]); err != nil {
 			r.tryAgain(it, stepStrike, err)
 			return

@@ -254,6 +254,10 @@ func TestPinAll(t *testing.T) {
 		handshake := w.open(p, 40005, port)
 		w.find(handshake.tuple).State = conntrack.StateSynRecv
 		w.find(handshake.tuple).Status &^= conntrack.StatusAssured
+		unanswered := w.open(p, 40007, port)
+		w.find(unanswered.tuple).Status &^= conntrack.StatusAssured | conntrack.StatusSeenReply
+		half := w.open(p, 40008, port) // both directions were seen, but not yet what assures it
+		w.find(half.tuple).Status &^= conntrack.StatusAssured
 		closed := w.open(p, 40006, port)
 		closed.shut()
 		w.run(3 * time.Second)
@@ -265,13 +269,13 @@ func TestPinAll(t *testing.T) {
 		}
 		w.drain()
 		ended(t, overdue, 11*time.Second, 50*time.Millisecond)
-		for _, c := range []*conn{open, handshake} {
+		for _, c := range []*conn{open, half} {
 			e := w.find(c.tuple)
 			if starts := e.expires.Add(-ctpolicy.Window).Sub(c.born); !ctpolicy.Pinned(&e.Entry) || starts < 10*time.Second || starts > 10*time.Second+50*time.Millisecond {
 				t.Errorf("%s: the rule starts at age %s", c, starts)
 			}
 		}
-		for _, c := range []*conn{idle, tooFar, other} {
+		for _, c := range []*conn{idle, tooFar, other, handshake, unanswered} {
 			if e := w.find(c.tuple); !c.established() || ctpolicy.Pinned(&e.Entry) {
 				t.Errorf("%s: entry %+v", c, e)
 			}

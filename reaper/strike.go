@@ -33,6 +33,10 @@ func (r *Reaper) strike(it *item) {
 		return
 	}
 	it.deadline.Passed = true
+	if !it.policy.Enforced() {
+		r.wouldEnd(it)
+		return
+	}
 	if err := r.arm(it); gone(err) || (err != nil && len(sockets) == 0) {
 		r.unreadable(it, err)
 		return

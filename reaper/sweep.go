@@ -38,6 +38,7 @@ func (r *Reaper) Sweep() error {
 	}
 	r.swept = true
 	r.forgetQuiet()
+	r.forgetReported()
 	if err := r.sweepSockets(); err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}
@@ -64,7 +65,7 @@ func (r *Reaper) consider(e *conntrack.Entry, now ctpolicy.Instant) {
 		return
 	}
 	r.seen.add(e.Orig)
-	if r.retried(e) {
+	if !p.Ends() || r.retried(e) || r.spared(p, e) {
 		return
 	}
 	if !ctpolicy.Open(e) {
@@ -82,18 +83,18 @@ func (r *Reaper) consider(e *conntrack.Entry, now ctpolicy.Instant) {
 
 func (r *Reaper) newItem(e *conntrack.Entry, p *ctpolicy.Policy, d ctpolicy.Deadline, now ctpolicy.Instant) *item {
 	it := &item{entry: *e, policy: p, deadline: d, birth: r.birth(e, now)}
-	it.step, it.at = nextStep(e, d, now)
+	it.step, it.at = nextStep(p, e, d, now)
 	return it
 }
 
 // nextStep is what to do with an open flow, and when.
-func nextStep(e *conntrack.Entry, d ctpolicy.Deadline, now ctpolicy.Instant) (step, ctpolicy.Instant) {
+func nextStep(p *ctpolicy.Policy, e *conntrack.Entry, d ctpolicy.Deadline, now ctpolicy.Instant) (step, ctpolicy.Instant) {
 	switch {
 	case d.Passed:
 		return stepStrike, now
 	case d.Cause == ctpolicy.CauseIdle:
 		return stepWatch, max(d.At, now)
-	case ctpolicy.Pinned(e), ctpolicy.Offloaded(e):
+	case ctpolicy.Pinned(e), ctpolicy.Offloaded(e), !pins(p):
 		return stepStrike, d.At
 	}
 	return stepPin, ctpolicy.PinAt(d.At, now)

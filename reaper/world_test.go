@@ -87,6 +87,8 @@ func (w *world) verifyEnd(c *conn, e *tcp, r *EndResult) {
 	switch r.Method {
 	case MethodNone:
 		wrong = r.Reason == ""
+	case MethodReported:
+		wrong = c.policy.Enforced()
 	case MethodSocket:
 		wrong = wrong || !e.here
 	case MethodPeer:
