@@ -24,7 +24,7 @@ func Apply(c Config) error {
 	if err != nil && !errors.Is(err, ErrNotInstalled) {
 		return err
 	}
-	if old != nil && old.RegisterSize != c.RegisterSize {
+	if old != nil && old.RegisterSize != 0 && old.RegisterSize != c.RegisterSize {
 		return fmt.Errorf("%w: it is %d; run `curfew remove` first, or apply with --register-size %d",
 			ErrRegisterSize, old.RegisterSize, old.RegisterSize)
 	}
@@ -42,7 +42,7 @@ func Apply(c Config) error {
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("install table inet curfew: %w", explainPermission(err))
 	}
-	return nil
+	return settle()
 }
 
 // ErrPermission says that the process may not change the rules.

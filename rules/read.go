@@ -39,6 +39,7 @@ type Installed struct {
 	// Stray counts packets of flows that conntrack did not know.
 	Stray Counter
 
+	state   string // the digest of the table that curfew left
 	chains  []string
 	sets    []string
 	objects []object
@@ -84,7 +85,7 @@ func Read() (*Installed, error) {
 		return nil, err
 	}
 	in := &Installed{Notes: notes, Counters: map[string]map[string]Counter{}, Timeouts: map[string][]uint32{}}
-	for _, read := range []func(*nftables.Conn) error{in.readChains, in.readSets, in.readPolicies, in.readObjects, in.readAlive, in.readAdopt, in.readMark} {
+	for _, read := range []func(*nftables.Conn) error{in.readChains, in.readSets, in.readPolicies, in.readObjects, in.readAlive, in.readAdopt, in.readMark, in.readState} {
 		if err := read(conn); err != nil {
 			return nil, fmt.Errorf("read table inet curfew: %w", err)
 		}

@@ -117,6 +117,41 @@ func TestTableReadsWell(t *testing.T) {
 	}
 }
 
+// A change by hand is told from one of ours.
+func TestSound(t *testing.T) {
+	h := netnstest.NewHost(t, "host")
+	sound := func(when string, want bool) {
+		t.Helper()
+		in(t, h, func() error {
+			installed, err := rules.Read()
+			if err != nil {
+				return err
+			}
+			if got, err := installed.Sound(); err != nil || got != want {
+				t.Errorf("%s: sound %v, %v", when, got, err)
+			}
+			return nil
+		})
+	}
+	c := config(t)
+	in(t, h, func() error { return rules.Apply(c) })
+	sound("installed", true)
+	in(t, h, func() error { return rules.Beat(1, time.Now()) })
+	sound("after a heartbeat", true)
+	listed := nft(t, h, "", "list", "ruleset")
+	nft(t, h, "flush ruleset\n"+listed, "-f", "-")
+	sound("saved and loaded again", false) // what nft makes of it is not the same to the byte
+	in(t, h, func() error { return rules.Apply(c) })
+	sound("applied to what was loaded", true)
+	nft(t, h, "", "flush", "chain", "inet", "curfew", "input")
+	sound("after a chain was flushed", false)
+	in(t, h, func() error { return rules.Apply(c) })
+	sound("installed again", true)
+	if got := nft(t, h, "", "list", "chain", "inet", "curfew", "input"); !strings.Contains(got, "@inbound-by-port") {
+		t.Errorf("applying again has not put the chain back:\n%s", got)
+	}
+}
+
 // What a dry run prints is what nft would.
 func TestText(t *testing.T) {
 	h := netnstest.NewHost(t, "host")
@@ -179,7 +214,7 @@ func TestReadBack(t *testing.T) {
 	if !reflect.DeepEqual(byName(got.Policies), byName(c.Policies)) {
 		t.Errorf("policies: %+v", got.Policies)
 	}
-	if want := map[string][]uint32{"ldap": {601}, "web": {330}, "shop": {330}, "partners": {3900}, "ssh": {7201}}; !reflect.DeepEqual(got.Timeouts, want) {
+	if want := map[string][]uint32{"ldap": {601}, "web": {338}, "shop": {330}, "partners": {3900}, "ssh": {7201}}; !reflect.DeepEqual(got.Timeouts, want) {
 		t.Errorf("timeouts: %v, want %v", got.Timeouts, want)
 	}
 	if !reflect.DeepEqual(got.Notes, c.Notes) || got.RegisterSize != c.RegisterSize || got.Mark != c.Mark {
