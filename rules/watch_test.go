@@ -114,7 +114,7 @@ func TestWatchIgnores(t *testing.T) {
 	in(t, h, func() error { return rules.Apply(config(t)) })
 	changes := watch(t, h)
 	for range 2 {
-		in(t, h, func() error { return rules.Beat(1) })
+		in(t, h, func() error { return rules.Beat(1, time.Now()) })
 	}
 	in(t, h, rules.StopBeat)
 	for _, edit := range []string{

@@ -47,7 +47,7 @@ func apply(ctx context.Context, env *Env, o *options) (err error) {
 	if err != nil {
 		return err
 	}
-	r, err := k.newReaper(env, in, false)
+	r, err := k.newReaper(env, in, env.logger(false))
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"time"
 
@@ -149,7 +150,7 @@ func missing(err error, list []capability) error {
 }
 
 // newReaper makes a reaper for an installed table.
-func (k *kernel) newReaper(env *Env, in *rules.Installed, verbose bool) (*reaper.Reaper, error) {
+func (k *kernel) newReaper(env *Env, in *rules.Installed, log *slog.Logger) (*reaper.Reaper, error) {
 	judge, err := newJudge(env.Clock, in)
 	if err != nil {
 		return nil, err
@@ -157,7 +158,7 @@ func (k *kernel) newReaper(env *Env, in *rules.Installed, verbose bool) (*reaper
 	r := &reaper.Reaper{
 		Policies: ctpolicy.NewMatcher(in.Policies, k.local.has), Judge: judge,
 		Flows: k, Sockets: k.sockets, Challenger: k.challenges, Table: ourTable{k.resets, env.started},
-		Clock: env.Clock, Local: k.local.has, Log: env.logger(verbose), BootID: ctpolicy.BootID(),
+		Clock: env.Clock, Local: k.local.has, Log: log, BootID: ctpolicy.BootID(),
 		Adopting: env.Clock.Now().Boot.Add(in.Adopt),
 	}
 	r.Init()

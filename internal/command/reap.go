@@ -41,7 +41,7 @@ func reap(ctx context.Context, env *Env, verbose bool) (err error) {
 		return err
 	}
 	defer k.Close()
-	r, err := k.newReaper(env, in, verbose)
+	r, err := k.newReaper(env, in, env.logger(verbose))
 	if err != nil {
 		return err
 	}
