@@ -34,7 +34,7 @@ func (r *Reaper) adoptUnless(info bool, condition func(*sockdiag.Socket, conntra
 		return nil
 	})
 	for _, tuple := range unknown {
-		made, one := r.adopt(tuple)
+		made, one := r.adopt(tuple, r.Judge.Defaults[conntrack.TimeoutEstablished])
 		if one != nil {
 			err = errors.Join(err, one)
 		} else if made {
@@ -64,8 +64,8 @@ func (r *Reaper) lookAround(fn func(*conntrack.Entry)) error {
 	return err
 }
 
-// adopt makes one entry. Packets of the connection may make one too at any time.
-func (r *Reaper) adopt(tuple conntrack.Tuple) (made bool, err error) {
+// adopt makes one entry, for some seconds if no packet comes. Packets of the connection may make one too at any time.
+func (r *Reaper) adopt(tuple conntrack.Tuple, seconds uint32) (made bool, err error) {
 	for range maxTries {
 		e, err := r.Flows.Get(tuple, 0)
 		if err == nil && e.Orig == tuple {
@@ -80,7 +80,7 @@ func (r *Reaper) adopt(tuple conntrack.Tuple) (made bool, err error) {
 		if err != nil && !gone(err) {
 			return false, err
 		}
-		err = r.Flows.Create(tuple, r.Judge.Defaults[conntrack.TimeoutEstablished])
+		err = r.Flows.Create(tuple, seconds)
 		if !errors.Is(err, unix.EEXIST) {
 			return err == nil, err
 		}

@@ -168,6 +168,7 @@ func (k *kernel) Create(t conntrack.Tuple, seconds uint32) error {
 		}
 		e := k.newEntry(c, t, reversed(t))
 		e.Label = conntrack.Label{}
+		e.OrigFlags, e.ReplyFlags = conntrack.FlagLiberal, conntrack.FlagLiberal
 		e.base = time.Duration(k.defaults[conntrack.TimeoutEstablished]) * time.Second
 		e.expires = k.boot.Add(time.Duration(seconds) * time.Second)
 		k.changes = append(k.changes, "Create")

@@ -91,6 +91,9 @@ type Reaper struct {
 
 	schedule *schedule
 	seen     seen
+	dumped   dumped
+	memory   memory
+	lost     []lost
 	orphans  map[uint64]*orphan
 	quiet    map[identity]quiet
 	births   map[identity]*origin

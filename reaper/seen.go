@@ -31,13 +31,18 @@ func (s *seen) has(t conntrack.Tuple) bool {
 }
 
 func (s *seen) places(t conntrack.Tuple) (a, b uint32) {
+	const mask = uint32(len(s.bits)*64 - 1)
+	sum := s.sum(t)
+	return uint32(sum) & mask, uint32(sum>>32) & mask
+}
+
+// sum is a hash of the tuple, another one for each sweep.
+func (s *seen) sum(t conntrack.Tuple) uint64 {
 	var key [36]byte
 	src, dst := t.Src.Addr().As16(), t.Dst.Addr().As16()
 	copy(key[:], src[:])
 	copy(key[16:], dst[:])
 	binary.NativeEndian.PutUint16(key[32:], t.Src.Port())
 	binary.NativeEndian.PutUint16(key[34:], t.Dst.Port())
-	const mask = uint32(len(s.bits)*64 - 1)
-	sum := maphash.Bytes(s.seed, key[:])
-	return uint32(sum) & mask, uint32(sum>>32) & mask
+	return maphash.Bytes(s.seed, key[:])
 }

@@ -55,7 +55,7 @@ func (r *Reaper) direction(s *sockdiag.Socket) (conntrack.Tuple, *ctpolicy.Polic
 }
 
 // An orphan is a covered socket that conntrack does not know: its table was flushed or is full, or its packets are not
-// tracked. Its age counts from when it was first seen: late rather than early.
+// tracked. Its age counts from when it was first seen, if no entry was known before: late rather than early.
 type orphan struct {
 	tuple conntrack.Tuple
 	first ctpolicy.Instant
@@ -67,13 +67,16 @@ type orphan struct {
 // sweepSockets schedules orphans that are due within lead.
 func (r *Reaper) sweepSockets() error {
 	r.round++
-	var due []*item
 	err := r.coveredSockets(r.Policies.HasIdle(), func(s *sockdiag.Socket, tuple conntrack.Tuple, p *ctpolicy.Policy) error {
 		o := r.orphans[s.Cookie]
 		if o != nil {
 			o.round = r.round // also when the filter takes it for seen by mistake
 		}
+		t, younger := r.remember(s, tuple)
 		if r.seen.has(tuple) || (o == nil && r.tracked(tuple)) {
+			if younger || t != nil && t.start != 0 && !r.seen.has(tuple) {
+				r.lose(s, tuple, p, t, nil)
+			}
 			return nil
 		}
 		if o == nil {
@@ -84,9 +87,15 @@ func (r *Reaper) sweepSockets() error {
 		if !p.Ends() || (o.reported && !p.Enforced()) {
 			return nil
 		}
-		d := orphanDeadline(p, o, s, r.now())
-		if d.At <= r.now().Add(p.Lead()) {
-			due = append(due, r.newOrphanItem(s.Cookie, o, p, d))
+		if t != nil {
+			o.first = min(o.first, r.born(t))
+		}
+		var due *item
+		if d := orphanDeadline(p, o, s, r.now()); d.At <= r.now().Add(p.Lead()) {
+			due = r.newOrphanItem(s.Cookie, o, p, d)
+		}
+		if due != nil || t != nil && t.start != 0 {
+			r.lose(s, tuple, p, t, due)
 		}
 		return nil
 	})
@@ -98,9 +107,7 @@ func (r *Reaper) sweepSockets() error {
 			delete(r.orphans, cookie)
 		}
 	}
-	for _, it := range due {
-		r.schedule.add(it)
-	}
+	r.restoreAll()
 	return err
 }
 
@@ -166,7 +173,11 @@ func (r *Reaper) advanceOrphan(it *item) {
 	}
 	for i := range sockets {
 		s := &sockets[i]
-		if s.Cookie != it.cookie || o == nil || r.tracked(o.tuple) {
+		if s.Cookie != it.cookie || o == nil {
+			continue
+		}
+		if r.tracked(o.tuple) {
+			r.restore(&lost{socket: end{s.Local, s.Remote}, cookie: s.Cookie, tuple: o.tuple, policy: it.policy, born: o.first})
 			continue
 		}
 		d := orphanDeadline(it.policy, o, &s.Socket, r.now())

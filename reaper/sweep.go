@@ -23,6 +23,7 @@ func (r *Reaper) filter() conntrack.Filter {
 func (r *Reaper) Sweep() error {
 	r.observeClock()
 	r.seen.reset()
+	r.dumped.reset()
 	now, count := r.now(), 0
 	err := r.Flows.Dump(r.filter(), func(e *conntrack.Entry) error {
 		if count++; count%serveEvery == 0 {
@@ -74,6 +75,7 @@ func (r *Reaper) consider(e *conntrack.Entry, now ctpolicy.Instant) {
 		}
 		return
 	}
+	r.keep(e)
 	d := r.judge(p, e, now)
 	if d.At > now.Add(p.Lead()) || r.schedule.has(e) {
 		return
