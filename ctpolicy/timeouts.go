@@ -15,9 +15,13 @@ type Timeouts = conntrack.Timeouts
 
 // EntryTimeout is how long an entry of an open flow lives after its last packet under this policy. The kernel counts
 // whole seconds, so an idle limit gets one more: an entry that reads 0 has been idle for its limit. Without an idle
-// limit an entry lasts longer than its flow may.
+// limit an entry lasts longer than its flow may. With a rate it lasts as long as an entry can: nobody knows how long its
+// flow has to wait for its turn.
 func (p *Policy) EntryTimeout() time.Duration {
 	timeout := time.Duration(maxTimeout)
+	if p.Rate > 0 {
+		return timeout
+	}
 	if p.MaxAge > 0 {
 		timeout = min(timeout, p.LastAge()+Window)
 	}

@@ -54,3 +54,29 @@ func TestTimeouts(t *testing.T) {
 		t.Error("the namespace's own timeouts were changed")
 	}
 }
+
+// The entry of a flow that waits for its turn must not expire, and a packet without an entry is no stray then. Its pause
+// is read from it as from any other.
+func TestEntryTimeoutWithARate(t *testing.T) {
+	for _, p := range []Policy{
+		{Name: "x", MaxAge: time.Hour, Rate: 1},
+		{Name: "x", Idle: time.Minute, Rate: 200},
+		{Name: "x", MaxAge: time.Hour, Idle: time.Minute, Rate: 1},
+	} {
+		if got := p.EntryTimeout(); got != maxTimeout || p.Outlived() {
+			t.Errorf("%s: %s, outlived %v", &p, got, p.Outlived())
+		}
+		if p.Idle == 0 {
+			continue
+		}
+		j, e := judge(), tracked(flow(now))
+		base := uint32(maxTimeout / time.Second)
+		j.Installed["x"] = []uint32{base}
+		for pause, passed := range map[uint32]bool{0: false, 59: false, 60: false, 61: true, 7200: true} {
+			e.Timeout = base - pause
+			if d := j.Deadline(&p, e, now); d.Passed != passed || d.Cause != CauseIdle && p.MaxAge == 0 {
+				t.Errorf("%s: after a pause of up to %d s: %+v", &p, pause, d)
+			}
+		}
+	}
+}

@@ -90,7 +90,7 @@ func (r *Reaper) adopt(tuple conntrack.Tuple, seconds uint32) (made bool, err er
 
 // PinAll schedules a pin for every covered flow whose handshake is complete, so that the kernel alone ends them: of a
 // handshake that fails, the pinned entry would pass its deadline on to the next connection from its port. Flows whose time is up already are struck. It answers how many flows no pin can help: those of policies
-// without max_age, those whose deadline is too far away, and those in a flowtable. Drain does the work.
+// without max_age or with a rate, those whose deadline is too far away, and those in a flowtable. Drain does the work.
 func (r *Reaper) PinAll() (without int, err error) {
 	now := r.now()
 	err = r.lookAround(func(e *conntrack.Entry) {
@@ -103,7 +103,7 @@ func (r *Reaper) PinAll() (without int, err error) {
 			return
 		}
 		d := ctpolicy.Deadline{At: r.birth(e, now).Add(p.AgeLimit(e.Orig)), Cause: ctpolicy.CauseMaxAge}
-		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || (ctpolicy.Offloaded(e) && now < d.At) {
+		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || !pins(p) || (ctpolicy.Offloaded(e) && now < d.At) {
 			without++
 			return
 		}

@@ -92,6 +92,8 @@ func (r *Reaper) watch(it *item, d ctpolicy.Deadline, now ctpolicy.Instant) {
 // force is for the items of PinAll and EndAll.
 func (r *Reaper) force(it *item) {
 	switch {
+	case it.step != stepPin && !ctpolicy.MidFlow(&it.entry) && !resetByRule(&it.entry):
+		r.schedule.drop(it) // it has closed by itself
 	case it.step != stepPin || r.now() >= it.deadline.At:
 		r.strike(it)
 	case ctpolicy.Offloaded(&it.entry):

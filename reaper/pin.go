@@ -11,8 +11,8 @@ import (
 // pinTolerance is how many seconds may pass between a pin and its check, rounded up.
 const pinTolerance = 2
 
-// pins tells whether flows of a policy are pinned before their deadline.
-func pins(p *ctpolicy.Policy) bool { return p.Enforced() }
+// pins tells whether flows of a policy are pinned before their deadline: with a rate, the rule would end them all there.
+func pins(p *ctpolicy.Policy) bool { return p.Enforced() && p.Rate == 0 }
 
 // pin fixes the deadline in the kernel. From here on the flow ends even if the reaper dies. A flow that can't be pinned
 // is still struck.

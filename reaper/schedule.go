@@ -37,6 +37,8 @@ type item struct {
 	outcomes [2]outcome       // of the client and the server
 	ended    ctpolicy.Instant // when the rules have reset the last end, as far as they have
 	reported bool             // as a survivor
+	lane     *lane            // in which it waits for its turn; else nil
+	counted  bool             // in its policy's rate
 }
 
 // identity is what makes a flow the same flow; the tuple alone may be used again.
@@ -49,6 +51,9 @@ type identity struct {
 
 // waits tells that nothing is to be done but to wait for the deadline.
 func (it *item) waits() bool {
+	if it.lane != nil {
+		return false // its time is up
+	}
 	return it.step == stepWatch || (it.step == stepStrike && it.tries == 0)
 }
 
@@ -62,7 +67,10 @@ func identityOf(e *conntrack.Entry) identity { return identity{e.Orig, e.ID, e.S
 // A schedule holds the flows that are due within lead, first things first.
 type schedule struct {
 	queue queue
+	lanes []*lane // of the policies with a rate, as far as their flows have come
 	known map[identity]*item
+	// halted says that nobody gets a turn: not all who wait are known yet.
+	halted bool
 }
 
 func newSchedule() *schedule { return &schedule{known: map[identity]*item{}} }
@@ -83,15 +91,31 @@ func (s *schedule) find(e *conntrack.Entry) *item { return s.known[identityOf(e)
 func (s *schedule) has(e *conntrack.Entry) bool { return s.find(e) != nil }
 
 // next is the item to be served first, or nil.
-func (s *schedule) next() *item {
-	if len(s.queue) == 0 {
-		return nil
+func (s *schedule) next() (first *item) {
+	if len(s.queue) > 0 {
+		first = s.queue[0]
 	}
-	return s.queue[0]
+	if s.halted {
+		return first
+	}
+	for _, l := range s.lanes {
+		if it := l.head(); it != nil && (first == nil || it.at < first.at) {
+			first = it
+		}
+	}
+	return first
 }
 
-// pop takes the first item out of the queue; it stays known until drop.
-func (s *schedule) pop() *item { return heap.Pop(&s.queue).(*item) }
+// pop takes the first item out; it stays known until drop.
+func (s *schedule) pop() *item {
+	it := s.next()
+	if it.lane == nil {
+		return heap.Pop(&s.queue).(*item)
+	}
+	heap.Pop(&it.lane.waiting)
+	it.lane = nil
+	return it
+}
 
 // later puts a popped item back.
 func (s *schedule) later(it *item, step step, at ctpolicy.Instant) {

@@ -195,6 +195,10 @@ func (r *Reaper) advanceOrphan(it *item) {
 			r.wouldEnd(it)
 			return
 		}
+		if !r.schedule.turn(it, r.now()) {
+			return
+		}
+		r.schedule.count(it, r.now())
 		if err := r.destroy(it, sockets[i:i+1]); err != nil {
 			r.tryAgain(it, stepStrike, err)
 			return

@@ -18,6 +18,9 @@ const restAfter = ctpolicy.Window / 5
 // strike ends a flow whose time is up. The sockets are looked up first and the entry is read again after that: if it
 // is still the same flow's, then so are the sockets, because a new connection on the same tuple gets a new entry.
 func (r *Reaper) strike(it *item) {
+	if !r.schedule.turn(it, r.now()) {
+		return
+	}
 	sockets, err := r.lookup(&it.entry)
 	if err != nil {
 		r.tryAgain(it, stepStrike, err)
@@ -37,6 +40,7 @@ func (r *Reaper) strike(it *item) {
 		r.wouldEnd(it)
 		return
 	}
+	r.schedule.count(it, r.now())
 	if err := r.arm(it); gone(err) || (err != nil && len(sockets) == 0) {
 		r.unreadable(it, err)
 		return

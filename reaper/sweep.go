@@ -24,6 +24,9 @@ func (r *Reaper) Sweep() error {
 	r.observeClock()
 	r.seen.reset()
 	r.dumped.reset()
+	// A reaper that has just begun finds what is overdue in the order of the dump.
+	r.schedule.halted = !r.swept
+	defer func() { r.schedule.halted = false }()
 	now, count := r.now(), 0
 	err := r.Flows.Dump(r.filter(), func(e *conntrack.Entry) error {
 		if count++; count%serveEvery == 0 {

@@ -149,8 +149,12 @@ func (w *world) sweep() {
 // check is for what is true between any two steps: a flow is known if and only if it waits in the queue.
 func (w *world) check() {
 	s := w.r.schedule
-	if len(s.queue) != len(s.known) {
-		w.tb.Errorf("%d flows wait and %d are known", len(s.queue), len(s.known))
+	waiting := len(s.queue)
+	for _, l := range s.lanes {
+		waiting += len(l.waiting)
+	}
+	if waiting != len(s.known) {
+		w.tb.Errorf("%d flows wait and %d are known", waiting, len(s.known))
 	}
 }
 
