@@ -38,10 +38,7 @@ func (w *walker) root(n *yaml.Node) {
 		}
 		return
 	}
-	words := []string{policiesKey}
-	for _, s := range Settings {
-		words = append(words, s.Name)
-	}
+	words := settingWords()
 	w.each(n, words, func(key, value *yaml.Node) {
 		if key.Value == policiesKey {
 			w.policies(value)
@@ -61,6 +58,15 @@ func (w *walker) root(n *yaml.Node) {
 		}
 		w.at(key, "%s: unknown key here: %s is a policy's, so it belongs below `policies:`", printable(key.Value), word)
 	})
+}
+
+// settingWords are the keys of the file itself.
+func settingWords() []string {
+	words := []string{policiesKey}
+	for _, s := range Settings {
+		words = append(words, s.Name)
+	}
+	return words
 }
 
 // policyWords are the keys of a policy.
