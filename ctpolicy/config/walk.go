@@ -170,7 +170,7 @@ func (w *walker) conflicts() {
 	for i, it := range w.items {
 		policies[i] = it.policy
 		if it.failed["name"] {
-			policies[i].Name = fmt.Sprintf("#%d", it.number)
+			policies[i].Name = fmt.Sprintf("policy %d", it.number)
 		}
 		if it.coverageFailed() {
 			policies[i].Ports = nil
