@@ -40,14 +40,14 @@ func parseRange(s string) (PortRange, error) {
 		return PortRange{port, port}, nil
 	}
 	from, to, isRange := strings.Cut(s, "-")
-	first, err := parsePort(from)
+	first, err := parsePort(from, s)
 	if err != nil {
 		return PortRange{}, err
 	}
 	if !isRange {
 		return PortRange{first, first}, nil
 	}
-	last, err := parsePort(to)
+	last, err := parsePort(to, s)
 	if err != nil {
 		return PortRange{}, err
 	}
@@ -66,13 +66,14 @@ func servicePort(name string) (port uint16, ok bool) {
 	return uint16(n), err == nil && n > 0
 }
 
-func parsePort(s string) (uint16, error) {
+// parsePort reads a port that is part of a text.
+func parsePort(s, whole string) (uint16, error) {
 	n, err := parseDecimal(s)
 	if errors.Is(err, errLeadingZero) {
-		return 0, fmt.Errorf("port %q %w", s, err)
+		return 0, fmt.Errorf("%q %w", s, err)
 	}
 	if err != nil || n < 1 || n > 65535 {
-		return 0, fmt.Errorf("%q is not a port: write 1 to 65535 or a name from /etc/services, for example 389,636,8000-8010,ldaps", s)
+		return 0, fmt.Errorf("%q is not a port: write 1 to 65535 or a name from /etc/services, for example 389,636,8000-8010,ldaps", whole)
 	}
 	return uint16(n), nil
 }

@@ -49,6 +49,7 @@ func TestShadow(t *testing.T) {
 		{"port 80, except 10.0.0.0/8 | port 80, from 192.0.2.0/24", ""},
 		{"port 80, except 10.0.0.0/8 | port 80, from 192.0.2.0/24, to 198.51.100.1", "0"},
 		{"port 80, except fd00::/8 | port 80, from 192.0.2.0/24", "0"},
+		{"port 80 | port 80, from 10.0.0.0/8, to fd00::1", ""}, // that is another error
 		{"port 1-65535, mode report | port 22", "0"},
 	} {
 		var list []Policy

@@ -12,6 +12,8 @@ import (
 	"curfew/ctpolicy"
 )
 
+//go:generate go run ./describe ../..
+
 // DefaultPath is the file that is read where none is named.
 const DefaultPath = "/etc/curfew/curfew.yaml"
 

@@ -25,7 +25,7 @@ const anything = ""
 // read reads the keys, and then looks at the policy as a whole.
 func (it *item) read() {
 	words := policyWords()
-	it.each(it.node, words, func(key, value *yaml.Node) {
+	all := it.each(it.node, words, func(key, value *yaml.Node) {
 		it.keys[key.Value] = key
 		k := ctpolicy.FindKey(key.Value)
 		text, ok := it.value(k, key, value)
@@ -40,8 +40,12 @@ func (it *item) read() {
 	}, func(key *yaml.Node) {
 		it.unknownKey(key, words)
 	})
+	if !all {
+		it.failed[anything] = true
+	}
 	for _, problem := range it.whole().Problems() {
-		if !it.failed[problem.Key] || problem.Key == anything {
+		missing := problem.Key == ""
+		if (missing && all) || (!missing && !it.failed[problem.Key]) {
 			it.problem(problem)
 		}
 	}

@@ -17,7 +17,24 @@ func similar(s string, words []string) string {
 			return word
 		}
 	}
+	if best == "" && len(s) > 4 {
+		best = begun(s[:len(s)-1], words)
+	}
 	return best
+}
+
+// begun is the only word that begins with s, or "".
+func begun(s string, words []string) (only string) {
+	for _, word := range words {
+		switch {
+		case !strings.HasPrefix(word, s):
+		case only != "":
+			return ""
+		default:
+			only = word
+		}
+	}
+	return only
 }
 
 // distance is how many letters must be put in, left out, replaced or swapped with their neighbour (optimal string alignment).

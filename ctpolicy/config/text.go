@@ -79,6 +79,9 @@ func (w *walker) syntax(err error) {
 			text += fmt.Sprintf(" that begins on line %d", e.ContextMark.Line)
 		}
 	}
+	if e.Stage == yaml.ComposerStage {
+		text += "; aliases can't be used, and a text that begins with * needs quotes"
+	}
 	w.wrong(e.Mark.Line, e.Mark.Column, errors.New(text))
 }
 

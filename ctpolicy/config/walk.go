@@ -38,10 +38,7 @@ func (w *walker) root(n *yaml.Node) {
 		}
 		return
 	}
-	words := []string{policiesKey}
-	for _, s := range Settings {
-		words = append(words, s.Name)
-	}
+	words := settingWords()
 	w.each(n, words, func(key, value *yaml.Node) {
 		if key.Value == policiesKey {
 			w.policies(value)
@@ -63,6 +60,15 @@ func (w *walker) root(n *yaml.Node) {
 	})
 }
 
+// settingWords are the keys of the file itself.
+func settingWords() []string {
+	words := []string{policiesKey}
+	for _, s := range Settings {
+		words = append(words, s.Name)
+	}
+	return words
+}
+
 // policyWords are the keys of a policy.
 func policyWords() []string {
 	words := make([]string, len(ctpolicy.Keys))
@@ -72,16 +78,18 @@ func policyWords() []string {
 	return words
 }
 
-// each calls one of two functions for each key of a mapping that is a word and was not there before.
-func (w *walker) each(n *yaml.Node, words []string, known func(key, value *yaml.Node), unknown func(key *yaml.Node)) {
+// each calls one of two functions for each key of a mapping that is a word and was not there before. It answers whether all
+// keys are words.
+func (w *walker) each(n *yaml.Node, words []string, known func(key, value *yaml.Node), unknown func(key *yaml.Node)) (all bool) {
 	first := map[string]int{}
+	all = true
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
-		if key.Kind == yaml.AliasNode || key.Tag == mergeTag {
-			continue // forbidden
-		}
-		if key.Kind != yaml.ScalarNode {
-			w.at(key, "a key must be a word")
+		if key.Kind != yaml.ScalarNode || key.Tag == mergeTag {
+			all = false
+			if key.Kind != yaml.AliasNode && key.Tag != mergeTag { // these are forbidden
+				w.at(key, "a key must be a word")
+			}
 			continue
 		}
 		if line := first[key.Value]; line > 0 {
@@ -95,6 +103,7 @@ func (w *walker) each(n *yaml.Node, words []string, known func(key, value *yaml.
 			unknown(key)
 		}
 	}
+	return all
 }
 
 func (w *walker) unknown(key *yaml.Node, words []string) {
@@ -161,7 +170,7 @@ func (w *walker) conflicts() {
 	for i, it := range w.items {
 		policies[i] = it.policy
 		if it.failed["name"] {
-			policies[i].Name = fmt.Sprintf("#%d", it.number)
+			policies[i].Name = fmt.Sprintf("policy %d", it.number)
 		}
 		if it.coverageFailed() {
 			policies[i].Ports = nil

@@ -55,7 +55,7 @@ func check(env *Env, path string, f *config.File) {
 	if len(f.Policies) == 0 {
 		return
 	}
-	found, err := findCovered(env.Clock, f)
+	found, installed, err := findCovered(env.Clock, f)
 	if err != nil {
 		printUnknown(env, err)
 		return
@@ -69,6 +69,9 @@ func check(env *Env, path string, f *config.File) {
 		}
 		c := found[p.Name]
 		fmt.Fprintf(env.Stdout, "  %s: %s, %d %s\n", p.Name, plural(c.open, "connection", "connections"), c.ending, would)
+	}
+	if !installed && len(found) == 0 {
+		fmt.Fprintln(env.Stdout, "conntrack follows connections only where rules ask for it, and curfew's are not installed: there may be more")
 	}
 }
 
@@ -99,26 +102,28 @@ func plural(n int, one, many string) string {
 // A covered says how many connections a policy covers, and how many of them would end if the file was applied now.
 type covered struct{ open, ending int }
 
-// findCovered looks at all connections with the ages that are known now. It changes nothing.
-func findCovered(clock ctpolicy.Clock, f *config.File) (map[string]covered, error) {
+// findCovered looks at all connections with the ages that are known now, and tells whether curfew is installed. It changes
+// nothing.
+func findCovered(clock ctpolicy.Clock, f *config.File) (found map[string]covered, installed bool, err error) {
 	in, err := readTable()
+	installed = err == nil
 	if errors.Is(err, rules.ErrNotInstalled) {
 		in, err = &rules.Installed{}, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	k, err := openConntrack()
 	if err != nil {
-		return nil, err
+		return nil, installed, err
 	}
 	defer k.Close()
 	judge, err := newJudge(clock, in)
 	if err != nil {
-		return nil, err
+		return nil, installed, err
 	}
 	judge.Timeline.Observe(clock.Now())
-	found := map[string]covered{}
+	found = map[string]covered{}
 	err = k.eachCovered(ctpolicy.NewMatcher(f.Policies, k.local.has), func(p *ctpolicy.Policy, e *conntrack.Entry) {
 		c := found[p.Name]
 		c.open++
@@ -127,7 +132,7 @@ func findCovered(clock ctpolicy.Clock, f *config.File) (map[string]covered, erro
 		}
 		found[p.Name] = c
 	})
-	return found, err
+	return found, installed, err
 }
 
 // overdue tells that a flow's time under a policy is up for certain. A pause counts only where its entry can show it.

@@ -33,8 +33,10 @@ func TestMain(m *testing.M) {
 func curfew() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
 	os.Exit(Run(ctx, os.Args[1:], &Env{
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Reload: make(chan os.Signal), Clock: ctpolicy.SystemClock{},
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Reload: reload, Clock: ctpolicy.SystemClock{},
 		Config: os.Getenv("CURFEW_CONFIG"),
 	}))
 }
