@@ -214,7 +214,7 @@ func TestReadBack(t *testing.T) {
 	if !reflect.DeepEqual(byName(got.Policies), byName(c.Policies)) {
 		t.Errorf("policies: %+v", got.Policies)
 	}
-	if want := map[string][]uint32{"ldap": {601}, "web": {338}, "shop": {330}, "partners": {3900}, "ssh": {7201}}; !reflect.DeepEqual(got.Timeouts, want) {
+	if want := map[string][]uint32{"ldap": {601}, "web": {338}, "shop": {1728000}, "partners": {3900}, "ssh": {7201}}; !reflect.DeepEqual(got.Timeouts, want) {
 		t.Errorf("timeouts: %v, want %v", got.Timeouts, want)
 	}
 	if !reflect.DeepEqual(got.Notes, c.Notes) || got.RegisterSize != c.RegisterSize || got.Mark != c.Mark {

@@ -47,7 +47,10 @@ func run(ctx context.Context, env *Env, load func() (*options, error), verbose b
 	}
 	defer k.Close()
 	defer func() { err = errors.Join(err, stopBeat()) }()
-	s := &service{env: env, log: env.logger(verbose), k: k, o: o, load: load, changes: make(chan rules.Change, 1)}
+	s := &service{
+		env: env, log: env.logger(verbose), k: k, o: o, load: load,
+		changes: make(chan rules.Change, 1), disturbed: make(chan struct{}, 1),
+	}
 	return s.run(ctx)
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"curfew/ctpolicy"
 	"curfew/ctpolicy/config"
+	"curfew/ctpolicy/conntrack"
 	"curfew/reaper"
 	"curfew/rules"
 )
@@ -23,9 +24,11 @@ type service struct {
 	in     *rules.Installed         // what was last installed
 	reaper *reaper.Reaper
 
-	changes chan rules.Change // of the table, by anybody; the last one counts
-	repairs repairs
-	behind  bool // a repair was put off
+	changes   chan rules.Change    // of the table, by anybody; the last one counts
+	disturbed chan struct{}        // entries of open flows have gone
+	entries   *conntrack.Destroyed // tells so
+	repairs   repairs
+	behind    bool // a repair was put off
 }
 
 // run installs, and then reaps until the context ends.
@@ -35,6 +38,7 @@ func (s *service) run(ctx context.Context) error {
 		return explain(err)
 	}
 	defer table.Close()
+	defer s.deafen()
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
@@ -75,6 +79,8 @@ func (s *service) begin(ctx context.Context) error {
 	if lapse > 0 {
 		s.log.Warn("no reaper was here: the rules alone have enforced the limits", "for", lapse.Round(time.Second))
 	}
+	s.reaper.Disturbed = s.disturbed
+	s.listen()
 	s.say()
 	s.log.Info("running", "pid", os.Getpid(), "adopted", adopted, "sweep", s.reaper.Interval())
 	return nil
@@ -196,7 +202,34 @@ func (s *service) take() {
 	s.reaper.Challenger = s.k.challenges
 	s.reaper.Use(ctpolicy.NewMatcher(s.in.Policies, s.k.local.has), judge)
 	s.reaper.Adopting = s.env.Clock.Now().Boot.Add(s.in.Adopt)
+	s.listen()
 	s.say()
+}
+
+// listen has the reaper told when entries of open flows go away: somebody deletes them. Without it sweeps find out.
+func (s *service) listen() {
+	s.deafen()
+	var ports []conntrack.PortRange
+	for _, r := range s.reaper.Policies.Ports() {
+		ports = append(ports, conntrack.PortRange(r))
+	}
+	entries, err := conntrack.OpenDestroyed(ports)
+	if err != nil {
+		s.log.Warn("listen for entries that go away", "error", err)
+		return
+	}
+	s.entries = entries
+	go func() {
+		for entries.Next() == nil {
+			offer(s.disturbed, struct{}{})
+		}
+	}()
+}
+
+func (s *service) deafen() {
+	if s.entries != nil {
+		s.entries.Close()
+	}
 }
 
 // say logs what is limited.
