@@ -102,7 +102,8 @@ func (r *Reaper) PinAll() (without int, err error) {
 		if !p.Enforced() || !p.Ends() {
 			return
 		}
-		d := ctpolicy.Deadline{At: r.Judge.Birth(e, now).Add(p.AgeLimit(e.Orig)), Cause: ctpolicy.CauseMaxAge}
+		_, hard := r.Judge.Ends(p, e, now)
+		d := ctpolicy.Deadline{At: hard, Cause: ctpolicy.CauseMaxAge}
 		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || !pins(p) || (ctpolicy.Offloaded(e) && now < d.At) {
 			without++
 			return
