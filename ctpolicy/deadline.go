@@ -85,12 +85,7 @@ func (j *Judge) Deadline(p *Policy, e *conntrack.Entry, now Instant) Deadline {
 func (j *Judge) DeadlineOf(p *Policy, e *conntrack.Entry, birth, now Instant) Deadline {
 	var d Deadline
 	if p.MaxAge > 0 {
-		at := birth.Add(p.AgeLimit(e.Orig))
-		if Pinned(e) {
-			// The kernel enforces what was pinned, and that can't be changed any more.
-			at = min(at, PinnedDeadline(e, now))
-		}
-		d = Deadline{at, CauseMaxAge, now >= at}
+		d = j.ageDeadline(p, e, birth, now)
 	}
 	if p.Idle == 0 || Pinned(e) || d.Passed {
 		return d

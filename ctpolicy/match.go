@@ -131,7 +131,7 @@ func (m *Matcher) Lead() time.Duration {
 	return lead
 }
 
-// HasIdle tells whether a policy limits pauses.
+// HasIdle tells whether a policy limits pauses, or waits for one.
 func (m *Matcher) HasIdle() bool {
-	return slices.ContainsFunc(m.policies, func(p Policy) bool { return p.Idle > 0 })
+	return slices.ContainsFunc(m.policies, func(p Policy) bool { return p.Idle > 0 || p.Grace > 0 })
 }

@@ -102,7 +102,8 @@ func (r *Reaper) PinAll() (without int, err error) {
 		if !p.Enforced() || !p.Ends() {
 			return
 		}
-		d := ctpolicy.Deadline{At: r.birth(e, now).Add(p.AgeLimit(e.Orig)), Cause: ctpolicy.CauseMaxAge}
+		_, hard := p.AgeEnds(e.Orig, r.birth(e, now))
+		d := ctpolicy.Deadline{At: hard, Cause: ctpolicy.CauseMaxAge}
 		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || !pins(p) || (ctpolicy.Offloaded(e) && now < d.At) {
 			without++
 			return

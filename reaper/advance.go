@@ -62,6 +62,8 @@ func (r *Reaper) proceed(it *item) {
 		r.strike(it)
 	case d.At > now.Add(it.policy.Lead()):
 		r.schedule.drop(it) // it talked; a later sweep will find it again
+	case lingers(it.policy, &it.entry, d):
+		r.linger(it, now)
 	case next == stepWatch:
 		r.watch(it, d, now)
 	case next == stepPin && it.step == stepPin:

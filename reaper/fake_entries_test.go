@@ -144,7 +144,7 @@ func (k *kernel) Pin(old *conntrack.Entry, seconds uint32) error {
 // notEarly fails when the rule of a pinned entry starts before the time is up.
 func (k *kernel) notEarly(e *entry) {
 	c, starts := e.conn, e.expires.Add(-ctpolicy.Window)
-	if maxAge := c.policy.AgeLimit(c.tuple); !c.due() && (maxAge == 0 || starts < c.born.Add(maxAge)) {
+	if maxAge := c.policy.AgeLimit(c.tuple) + c.policy.Grace; !c.due() && (maxAge == 0 || starts < c.born.Add(maxAge)) {
 		k.tb.Errorf("%s is pinned so that the rule starts %s too early", c, c.born.Add(maxAge).Sub(starts))
 	}
 }

@@ -279,8 +279,14 @@ func (c *conn) due() bool {
 	if c.wasDue != 0 && now.Sub(c.wasDue) <= 8*c.k.cost {
 		return true // it spoke while the reaper went from the look to the deed
 	}
-	return c.mayEnd || p != nil &&
-		(p.MaxAge > 0 && now >= c.born.Add(p.AgeLimit(c.tuple)) || p.Idle > 0 && now >= c.talked.Add(p.Idle))
+	return c.mayEnd || p != nil && (c.tooOld() || p.Idle > 0 && now >= c.talked.Add(p.Idle))
+}
+
+// tooOld tells whether max_age, and then a pause or the end of the grace, has come.
+func (c *conn) tooOld() bool {
+	p, age := c.policy, c.k.boot.Sub(c.born)
+	limit := p.AgeLimit(c.tuple)
+	return p.MaxAge > 0 && age >= limit && (age >= limit+p.Grace || c.k.boot.Sub(c.talked) >= ctpolicy.GracePause)
 }
 
 // end closes one end, by force when it is not its own wish.
@@ -311,7 +317,7 @@ const (
 // send takes a packet through conntrack and the rule to the other end.
 func (c *conn) send(from *tcp, flag flag, force string) {
 	k, to := c.k, c.other(from)
-	if p := c.policy; p != nil && p.Idle > 0 && k.boot >= c.talked.Add(p.Idle) {
+	if p := c.policy; p != nil && (p.Idle > 0 && k.boot >= c.talked.Add(p.Idle) || p.Grace > 0 && c.tooOld()) {
 		c.wasDue = k.boot
 	}
 	if !from.open() && flag != rst {

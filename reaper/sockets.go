@@ -149,7 +149,7 @@ func (r *Reaper) newOrphanItem(cookie uint64, o *orphan, p *ctpolicy.Policy, d c
 func orphanDeadline(p *ctpolicy.Policy, o *orphan, s *sockdiag.Socket, now ctpolicy.Instant) ctpolicy.Deadline {
 	var d ctpolicy.Deadline
 	if p.MaxAge > 0 {
-		d = ctpolicy.Deadline{At: o.first.Add(p.AgeLimit(o.tuple)), Cause: ctpolicy.CauseMaxAge}
+		d = orphanAge(p, o, s, now)
 	}
 	if pause, ok := pauseOf(s); ok && p.Idle > 0 {
 		if at := now.Add(p.Idle - pause); d.Cause == "" || at < d.At {
@@ -161,6 +161,28 @@ func orphanDeadline(p *ctpolicy.Policy, o *orphan, s *sockdiag.Socket, now ctpol
 	}
 	d.Passed = now >= d.At
 	return d
+}
+
+// orphanTalks puts off what is not to be ended yet.
+func (r *Reaper) orphanTalks(it *item, d ctpolicy.Deadline) {
+	if it.policy.Grace > 0 && d.Cause == ctpolicy.CauseMaxAge {
+		r.schedule.later(it, stepStrike, d.At)
+		return
+	}
+	r.schedule.drop(it) // the next sweep decides
+}
+
+// orphanAge is what max_age says. In its grace a socket that has not paused yet may have at At.
+func orphanAge(p *ctpolicy.Policy, o *orphan, s *sockdiag.Socket, now ctpolicy.Instant) ctpolicy.Deadline {
+	soft := o.first.Add(p.AgeLimit(o.tuple))
+	at := soft
+	if p.Grace > 0 && now >= soft {
+		at = soft.Add(p.Grace)
+		if pause, ok := pauseOf(s); ok {
+			at = min(at, max(soft, now.Add(ctpolicy.GracePause-pause)))
+		}
+	}
+	return ctpolicy.Deadline{At: at, Cause: ctpolicy.CauseMaxAge}
 }
 
 // advanceOrphan ends the socket, if it is still the one that was seen and its time is up.
@@ -182,7 +204,7 @@ func (r *Reaper) advanceOrphan(it *item) {
 		}
 		d := orphanDeadline(it.policy, o, &s.Socket, r.now())
 		if !d.Passed {
-			r.schedule.drop(it) // it talked; the next sweep decides
+			r.orphanTalks(it, d)
 			return
 		}
 		it.deadline = d

@@ -35,6 +35,9 @@ func (r *Reaper) strike(it *item) {
 	if it.deadline.Cause == ctpolicy.CauseIdle && r.talks(it, sockets) {
 		return
 	}
+	if r.talksOn(it, sockets) {
+		return
+	}
 	it.deadline.Passed = true
 	if !it.policy.Enforced() {
 		r.wouldEnd(it)
@@ -68,11 +71,25 @@ func (r *Reaper) talks(it *item, sockets []socket) bool {
 	for i := range sockets {
 		pause, ok := pauseOf(&sockets[i].Socket)
 		if ok && pause < it.policy.Idle-idleSlack {
-			r.schedule.later(it, stepWatch, now.Add(it.policy.Idle-pause))
+			r.putOff(it, now.Add(it.policy.Idle-pause), now)
 			return true
 		}
 	}
 	return false
+}
+
+// putOff is for a flow that talks and whose idle limit can't pass before at. Its max_age can.
+func (r *Reaper) putOff(it *item, at, now ctpolicy.Instant) {
+	soft, _ := it.policy.AgeEnds(it.entry.Orig, r.birth(&it.entry, now))
+	switch {
+	case it.policy.MaxAge == 0 || ctpolicy.Pinned(&it.entry):
+	case now < soft:
+		at = min(at, soft)
+	case it.policy.Grace > 0:
+		r.linger(it, now)
+		return
+	}
+	r.schedule.later(it, stepWatch, at)
 }
 
 // pauseOf is how long a socket has neither sent nor received anything.

@@ -390,3 +390,19 @@ func TestListenerStays(t *testing.T) {
 		t.Error("a listener is gone")
 	}
 }
+
+// The entry shows a pause that the socket does not have. That must not hide max_age.
+func TestMaxAgeOfATalkingSocket(t *testing.T) {
+	w := newWorld(t, limit(20*time.Second, 15*time.Second))
+	c := w.open(serverHere, 40000, port)
+	w.find(c.tuple).expires = w.boot.Add(5 * time.Minute)
+	w.find(c.tuple).Label = conntrack.Label{}
+	for i := range 100 {
+		w.after(time.Duration(i)*300*time.Millisecond, func() { c.server.got, c.talked = w.boot, w.boot })
+	}
+	w.run(22 * time.Second)
+	ended(t, c, 20*time.Second, 60*time.Millisecond)
+	if r := w.one(); r.Limit != ctpolicy.CauseMaxAge {
+		t.Errorf("result %+v", r)
+	}
+}

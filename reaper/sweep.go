@@ -97,7 +97,7 @@ func nextStep(p *ctpolicy.Policy, e *conntrack.Entry, d ctpolicy.Deadline, now c
 	switch {
 	case d.Passed:
 		return stepStrike, now
-	case d.Cause == ctpolicy.CauseIdle:
+	case d.Cause == ctpolicy.CauseIdle, lingers(p, e, d):
 		return stepWatch, max(d.At, now)
 	case ctpolicy.Pinned(e), ctpolicy.Offloaded(e), !pins(p):
 		return stepStrike, d.At

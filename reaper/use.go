@@ -69,5 +69,6 @@ func (r *Reaper) pinnedEarly(p *ctpolicy.Policy, e *conntrack.Entry, now ctpolic
 	if !ctpolicy.Pinned(e) || deadline.Add(-time.Second) <= now {
 		return false // it is being ended
 	}
-	return p.MaxAge == 0 || deadline < r.birth(e, now).Add(p.AgeLimit(e.Orig))
+	_, hard := p.AgeEnds(e.Orig, r.birth(e, now))
+	return p.MaxAge == 0 || deadline < hard
 }
