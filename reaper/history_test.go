@@ -43,6 +43,7 @@ type history struct {
 	faulty    bool // calls may fail
 	restarts  bool
 	steps     bool           // of the clock
+	flushes   bool           // the table of entries is lost now and then
 	noticed   int            // notes at the last step
 	over      bool           // no connection opens any more
 	deaf      map[*conn]bool // an end does not answer at once
@@ -89,6 +90,12 @@ func live(t *testing.T, seed uint64) {
 			}
 		}
 	})
+	if h.flushes = seed%3 == 0; h.flushes {
+		h.cost = max(h.cost, time.Microsecond) // no two entries are born at once
+		for range 1 + h.rnd.IntN(4) {
+			h.after(h.time(40*time.Second), h.lose)
+		}
+	}
 	length := 40 * time.Second
 	for range 2 + h.rnd.IntN(6) {
 		h.after(h.time(length), h.birth)
@@ -145,10 +152,10 @@ func (h *history) everythingEnds(policy ctpolicy.Policy) {
 }
 
 // overstay fails when a flow has overstayed. A reaper that lives ends each within its stated time: here the clock's
-// reading, one second for the steps of a pause, and the time that calls and challenges take. Without a reaper, with faults
-// or after a step of the clock there is no such promise.
+// reading, one second for the steps of a pause, and the time that calls and challenges take. Without a reaper, with faults,
+// or after a step of the clock or the loss of entries there is no such promise.
 func (h *history) overstay(p ctpolicy.Policy) {
-	if h.faulty || h.restarts || h.steps {
+	if h.faulty || h.restarts || h.steps || h.flushes {
 		return
 	}
 	bound := 500*time.Millisecond + 2*h.lag + 100*h.cost
@@ -248,6 +255,22 @@ func (h *history) act(c *conn) {
 		}
 		h.act(c)
 	})
+}
+
+// lose deletes the entries of some or all connections with an end here, and perhaps the reaper is told.
+func (h *history) lose() {
+	all := h.chance(50)
+	for _, c := range h.conns {
+		e := h.find(c.tuple)
+		if e == nil || !c.client.here && !c.server.here || !all && h.chance(50) {
+			continue
+		}
+		h.tell("the entry of %s is deleted", c)
+		h.remove(e)
+	}
+	if h.chance(70) {
+		h.disturb()
+	}
 }
 
 func (h *history) die() {
