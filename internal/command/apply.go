@@ -26,11 +26,14 @@ reap from a timer) adds the idle ones, both ends at once, and milliseconds.
    curfew apply -c /etc/curfew/curfew.yaml
    curfew apply --name web --port 8000-8010 --max-age 30m --idle 5m
 ` + severalPolicies,
-		Flags: flags,
+		Flags: append(flags, &cli.BoolFlag{Name: "dry-run", Usage: "print what would change in the table, in nft's words, and change nothing"}),
 		Action: func(c *cli.Context) error {
 			o, err := s.options(c)
 			if err != nil {
 				return err
+			}
+			if c.Bool("dry-run") {
+				return dryRun(env, o)
 			}
 			return apply(c.Context, env, o)
 		},
