@@ -68,7 +68,7 @@ func run(ctx context.Context, env *Env, load func() (*options, error), verbose b
 			return err
 		}
 		if err := k.useMark(in.Mark); err != nil {
-			return explain(err)
+			env.logger(verbose).Error("challenges keep their old mark: connections may end late", "error", err)
 		}
 		err = reapUntilReload(ctx, env, k, in, o.reset && !reload, verbose)
 		if err != nil || ctx.Err() != nil {
