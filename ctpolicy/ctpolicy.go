@@ -120,9 +120,6 @@ func (p *Policy) Problems() (list []Problem) {
 		}
 	}
 	p.companions(wrong)
-	if !p.hasFamily(true) && !p.hasFamily(false) {
-		wrong("to", "to covers nothing: no connection goes from IPv4 to IPv6 or back")
-	}
 	return list
 }
 

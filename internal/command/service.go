@@ -192,12 +192,12 @@ func (s *service) install(ctx context.Context, o *options) error {
 // take makes the reaper obey what is installed now.
 func (s *service) take() {
 	judge, err := newJudge(s.env.Clock, s.in)
-	if err == nil {
-		err = s.k.useMark(s.in.Mark)
-	}
 	if err != nil {
 		s.log.Error("obey the new limits", "error", err)
 		return
+	}
+	if err := s.k.useMark(s.in.Mark); err != nil {
+		s.log.Error("challenges keep their old mark: connections may end late", "error", err)
 	}
 	s.reaper.Challenger = s.k.challenges
 	s.reaper.Use(ctpolicy.NewMatcher(s.in.Policies, s.k.local.has), judge)
