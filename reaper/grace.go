@@ -65,10 +65,11 @@ func (r *Reaper) lingerUntil(it *item, look, hard, now ctpolicy.Instant) {
 	r.schedule.later(it, stepWatch, min(look, hard))
 }
 
-// talksOn tells that a flow in its grace does not pause, or not any more. Then the item is put off.
+// talksOn tells that a flow in its grace does not pause, or not any more. Then the item is put off. One that is forced has no
+// grace left, and its entry may have been renewed, with another birth.
 func (r *Reaper) talksOn(it *item, sockets []socket) bool {
 	now := r.now()
-	if it.policy.Grace == 0 || it.deadline.Cause != ctpolicy.CauseMaxAge || ctpolicy.Pinned(&it.entry) {
+	if it.forced || it.policy.Grace == 0 || it.deadline.Cause != ctpolicy.CauseMaxAge || ctpolicy.Pinned(&it.entry) {
 		return false
 	}
 	_, hard := it.policy.AgeEnds(it.entry.Orig, r.birth(&it.entry, now))

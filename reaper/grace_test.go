@@ -119,6 +119,22 @@ func TestGraceOfABusyFlow(t *testing.T) {
 	})
 }
 
+// A pin that loses a race is renewed, with another birth: its hard end stays where it was.
+func TestGraceOfAPinThatLosesARace(t *testing.T) {
+	forPlaces(t, func(t *testing.T, p place) {
+		w := newWorld(t, graceful())
+		c := w.open(p, 40000, port)
+		c.talk(busyEvery, time.Hour)
+		w.run(graceAge)
+		w.pinRaces = 1
+		w.run(grace + 3*time.Second)
+		ended(t, c, graceAge+grace, 100*time.Millisecond)
+		if w.pinRaces != 0 {
+			t.Error("there was no race")
+		}
+	})
+}
+
 // A stream in one direction is busy at both ends.
 func TestGraceOfAOneWayStream(t *testing.T) {
 	forPlaces(t, func(t *testing.T, p place) {

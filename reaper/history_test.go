@@ -48,6 +48,7 @@ type history struct {
 	over      bool           // no connection opens any more
 	deaf      map[*conn]bool // an end does not answer at once
 	offloaded map[*conn]bool
+	uncertain map[*conn]bool // its entry does not tell its pause
 	story     []string
 }
 
@@ -62,13 +63,22 @@ func (h *history) time(limit time.Duration) time.Duration {
 }
 
 func live(t *testing.T, seed uint64) {
-	h := &history{rnd: rand.New(rand.NewPCG(seed, 3)), deaf: map[*conn]bool{}, offloaded: map[*conn]bool{}}
+	h := &history{rnd: rand.New(rand.NewPCG(seed, 3)), deaf: map[*conn]bool{}, offloaded: map[*conn]bool{}, uncertain: map[*conn]bool{}}
 	policy := limit(time.Duration(2+h.rnd.IntN(12))*time.Second, 0)
 	switch h.rnd.IntN(3) {
 	case 0:
 		policy.Idle = time.Duration(2+h.rnd.IntN(10)) * time.Second
 	case 1:
 		policy.Idle, policy.MaxAge = policy.MaxAge, 0
+	}
+	if policy.MaxAge > 0 && h.chance(30) {
+		policy.Jitter = 1 + h.rnd.IntN(100)
+	}
+	if policy.MaxAge > 0 && h.chance(30) {
+		policy.Grace = time.Duration(1+h.rnd.IntN(12)) * time.Second
+	}
+	if h.chance(15) {
+		policy.Rate = uint32(1 + h.rnd.IntN(5))
 	}
 	h.world = newWorld(t, policy)
 	h.faulty, h.restarts, h.steps = h.chance(30), h.chance(30), h.chance(30)
@@ -139,7 +149,7 @@ func (h *history) everythingEnds(policy ctpolicy.Policy) {
 			c.client.deaf, c.server.deaf = 0, 0
 		}
 	}
-	h.run(2*policy.MaxAge + 2*policy.Idle + 30*time.Second + ctpolicy.Window + restAfter)
+	h.run(2*policy.LastAge() + 2*policy.Idle + 30*time.Second + ctpolicy.Window + restAfter)
 	h.drained()
 	for _, c := range h.conns {
 		if c.policy != nil && c.open() && c.client.deaf >= 0 && c.server.deaf >= 0 {
@@ -152,10 +162,10 @@ func (h *history) everythingEnds(policy ctpolicy.Policy) {
 }
 
 // overstay fails when a flow has overstayed. A reaper that lives ends each within its stated time: here the clock's
-// reading, one second for the steps of a pause, and the time that calls and challenges take. Without a reaper, with faults,
-// or after a step of the clock or the loss of entries there is no such promise.
+// reading, one second for the steps of a pause, and the time that calls and challenges take. Without a reaper, with faults
+// or a rate, or after a step of the clock or the loss of entries there is no such promise.
 func (h *history) overstay(p ctpolicy.Policy) {
-	if h.faulty || h.restarts || h.steps || h.flushes {
+	if h.faulty || h.restarts || h.steps || h.flushes || p.Rate > 0 {
 		return
 	}
 	bound := 500*time.Millisecond + 2*h.lag + 100*h.cost
@@ -167,7 +177,11 @@ func (h *history) overstay(p ctpolicy.Policy) {
 		if h.deaf[c] {
 			bound += challengesTake
 		}
-		if p.MaxAge > 0 && age > p.MaxAge+bound || p.Idle > 0 && pause > p.Idle+bound && !h.offloaded[c] {
+		idleBound := bound
+		if h.uncertain[c] {
+			idleBound += h.r.Interval() + quietSlack
+		}
+		if p.MaxAge > 0 && age > p.AgeLimit(c.tuple)+p.Grace+bound || p.Idle > 0 && pause > p.Idle+idleBound && !h.offloaded[c] {
 			h.tb.Errorf("%s is open at age %s after a pause of %s", c, age, pause)
 		}
 	}
@@ -202,6 +216,7 @@ func (h *history) birth() {
 	c := h.open(p, src, dst)
 	if h.chance(10) {
 		h.find(c.tuple).Label = [16]byte{} // from before the rules
+		h.uncertain[c] = p == forwarded
 		h.find(c.tuple).base = 432000 * time.Second
 		h.find(c.tuple).expires = h.boot.Add(432000 * time.Second)
 	}
