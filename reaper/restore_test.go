@@ -305,3 +305,38 @@ func TestManyFlushed(t *testing.T) {
 		t.Errorf("%d of %d flows ended late", late, len(conns))
 	}
 }
+
+// A reload adopts what has no entry. That takes no age away.
+func TestFlushedBeforeAReload(t *testing.T) {
+	for _, p := range here {
+		w := newWorld(t, limit(10*time.Second, 0))
+		c := w.open(p, 40000, port)
+		w.run(6 * time.Second)
+		w.flush()
+		w.use(limit(12*time.Second, 0))
+		if made, err := w.r.Adopt(); made != 1 || err != nil {
+			t.Errorf("%d adopted, %v", made, err)
+		}
+		w.run(7 * time.Second)
+		ended(t, c, 12*time.Second, 40*time.Millisecond)
+	}
+}
+
+// Of two sockets with the same addresses on two devices nobody knows which one an entry is of.
+func TestFlushedTwoDevices(t *testing.T) {
+	w := newWorld(t, limit(10*time.Second, 0))
+	first := w.open(serverHere, 40000, port)
+	w.run(6 * time.Second)
+	w.flush()
+	second := w.prepare(first.tuple, first.reply)
+	first.server.state, first.client.state = second.server.state, second.client.state
+	first.server.device, second.server.device = 3, 4
+	w.newEntry(second, second.tuple, second.reply)
+	w.run(6 * time.Second)
+	if !second.established() {
+		t.Error("the younger one is ended at the age of the other")
+	}
+	if tr := w.r.memory.find(second.server.cookie); tr == nil || tr.start != 0 && w.r.born(tr) < second.born {
+		t.Errorf("it is taken for %+v", tr)
+	}
+}
