@@ -146,7 +146,7 @@ func (r *Reaper) unreadable(it *item, err error) {
 	switch {
 	case it.reported || !it.policy.Enforced():
 	case it.step == stepPin || it.step == stepForget:
-	case it.tries > 0:
+	case it.tries > 0 && (it.deadline.Passed || it.deadline.Cause == ctpolicy.CauseMaxAge): // else it may have talked since
 		it.blame("could not be ended before the entry was gone")
 		r.report(it)
 	case it.step == stepChallenge:

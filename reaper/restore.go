@@ -2,6 +2,7 @@ package reaper
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"time"
 
@@ -68,7 +69,7 @@ func (r *Reaper) restoreAll() {
 // restore finds or makes the entry of a lost flow, keeps its birth and judges it. The socket is looked up before and after
 // that: an entry in between is no other connection's.
 func (r *Reaper) restore(l *lost) bool {
-	if r.openSocket(l.socket) != l.cookie {
+	if cookie, err := r.openSocket(l.socket); err != nil || cookie != l.cookie {
 		return false
 	}
 	e, made, err := r.entryOf(l)
@@ -78,9 +79,9 @@ func (r *Reaper) restore(l *lost) bool {
 		}
 		return false
 	}
-	if cookie := r.openSocket(l.socket); cookie != l.cookie {
+	if cookie, err := r.openSocket(l.socket); err != nil || cookie != l.cookie {
 		// What was made is nobody's, unless the next connection has come already, whose handshake would have been seen.
-		if made && cookie == 0 && e.OrigFlags&e.ReplyFlags&conntrack.FlagLiberal != 0 {
+		if err == nil && made && cookie == 0 && e.OrigFlags&e.ReplyFlags&conntrack.FlagLiberal != 0 {
 			r.deleteEntry(&e)
 		}
 		return false
@@ -100,13 +101,13 @@ func (r *Reaper) restore(l *lost) bool {
 	return true
 }
 
-// openSocket is the cookie of the open socket that is an end, or 0.
-func (r *Reaper) openSocket(e end) uint64 {
+// openSocket is the cookie of the open socket that is an end; 0 when there is none.
+func (r *Reaper) openSocket(e end) (cookie uint64, err error) {
 	s, err := r.lookupEnd(e)
-	if err != nil || openSockets&sockdiag.States(s.State) == 0 {
-		return 0
+	if errors.Is(err, sockdiag.ErrNotFound) || err == nil && openSockets&sockdiag.States(s.State) == 0 {
+		return 0, nil
 	}
-	return s.Cookie
+	return s.Cookie, err
 }
 
 // entryOf answers conntrack.ErrGone when the flow has no entry that is its own, and none can be made. One that was translated
