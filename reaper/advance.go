@@ -88,7 +88,7 @@ func (r *Reaper) watch(it *item, d ctpolicy.Deadline, now ctpolicy.Instant) {
 			}
 		}
 	}
-	r.schedule.later(it, stepWatch, at)
+	r.schedule.later(it, stepWatch, r.beforeMaxAge(it, at, now))
 }
 
 // force is for the items of PinAll and EndAll.

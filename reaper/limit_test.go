@@ -353,3 +353,20 @@ func TestPauseEndsAtTheLastMoment(t *testing.T) {
 		}
 	})
 }
+
+// The entry shows that a pause may be too long within the second before max_age; the socket shows that it will be later.
+func TestMaxAgeWithinTheLastSecondOfAPause(t *testing.T) {
+	forPlaces(t, func(t *testing.T, p place) {
+		for talked := 5100 * time.Millisecond; talked < 6100*time.Millisecond; talked += 100 * time.Millisecond {
+			w := newWorld(t, limit(10*time.Second, 5*time.Second))
+			c := w.open(p, 40000, port)
+			w.after(talked/2, func() { c.send(c.client, data, "") })
+			w.after(talked, func() { c.send(c.client, data, "") })
+			w.run(12 * time.Second)
+			ended(t, c, 10*time.Second, 60*time.Millisecond)
+			if r := w.one(); r.Limit != ctpolicy.CauseMaxAge {
+				t.Errorf("result %+v", r)
+			}
+		}
+	})
+}

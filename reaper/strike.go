@@ -81,15 +81,20 @@ func (r *Reaper) talks(it *item, sockets []socket) bool {
 // putOff is for a flow that talks and whose idle limit can't pass before at. Its max_age can.
 func (r *Reaper) putOff(it *item, at, now ctpolicy.Instant) {
 	soft, _ := it.policy.AgeEnds(it.entry.Orig, r.birth(&it.entry, now))
-	switch {
-	case it.policy.MaxAge == 0 || ctpolicy.Pinned(&it.entry):
-	case now < soft:
-		at = min(at, soft)
-	case it.policy.Grace > 0:
+	if it.policy.Grace > 0 && now >= soft && !ctpolicy.Pinned(&it.entry) {
 		r.linger(it, now)
 		return
 	}
-	r.schedule.later(it, stepWatch, at)
+	r.schedule.later(it, stepWatch, r.beforeMaxAge(it, at, now))
+}
+
+// beforeMaxAge is at, or when max_age comes first.
+func (r *Reaper) beforeMaxAge(it *item, at, now ctpolicy.Instant) ctpolicy.Instant {
+	soft, _ := it.policy.AgeEnds(it.entry.Orig, r.birth(&it.entry, now))
+	if it.policy.MaxAge == 0 || ctpolicy.Pinned(&it.entry) || now >= soft {
+		return at
+	}
+	return min(at, soft)
 }
 
 // pauseOf is how long a socket has neither sent nor received anything.
