@@ -127,6 +127,10 @@ func (j *Judge) Certain(p *Policy, e *conntrack.Entry) bool {
 func (j *Judge) timeoutBase(p *Policy, e *conntrack.Entry) uint32 {
 	if e.HasLabel(LabelTracked) {
 		if base, ok := smallest(e.Timeout, j.Installed[p.Name]...); ok {
+			// A flowtable gives back a flow with the namespace's timeout (flow_offload_fixup_tcp).
+			if usual := j.Defaults[conntrack.TimeoutEstablished]; usual >= e.Timeout {
+				base = min(base, usual)
+			}
 			return base
 		}
 	}

@@ -104,7 +104,7 @@ func (r *Reaper) PinAll() (without int, err error) {
 		}
 		_, hard := p.AgeEnds(e.Orig, r.birth(e, now))
 		d := ctpolicy.Deadline{At: hard, Cause: ctpolicy.CauseMaxAge}
-		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || !pins(p) || (ctpolicy.Offloaded(e) && now < d.At) {
+		if _, ok := ctpolicy.PinTimeout(d.At, now); !ok || p.MaxAge == 0 || !pinnable(p, e) || (ctpolicy.Offloaded(e) && now < d.At) {
 			without++
 			return
 		}

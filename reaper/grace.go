@@ -55,7 +55,7 @@ func (r *Reaper) linger(it *item, now ctpolicy.Instant) {
 func (r *Reaper) lingerUntil(it *item, look, hard, now ctpolicy.Instant) {
 	pinAt := ctpolicy.PinAt(hard, hard.Add(-hardPin))
 	switch {
-	case !pins(it.policy) || ctpolicy.Offloaded(&it.entry) || now > pinAt.Add(hardPinSlack):
+	case !pinnable(it.policy, &it.entry) || ctpolicy.Offloaded(&it.entry) || now > pinAt.Add(hardPinSlack):
 	case now >= pinAt:
 		r.pin(it)
 		return

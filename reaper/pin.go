@@ -11,8 +11,15 @@ import (
 // pinTolerance is how many seconds may pass between a pin and its check, rounded up.
 const pinTolerance = 2
 
-// pins tells whether flows of a policy are pinned before their deadline: with a rate, the rule would end them all there.
-func pins(p *ctpolicy.Policy) bool { return p.Enforced() && p.Rate == 0 }
+// pins tells whether flows of a policy are pinned before their deadline. With a rate, the rule would end them all there. With
+// a short idle limit a pin that loses its race (see pinAndCheck) would fix a timeout of less than Window, and the rule would
+// answer at once.
+func pins(p *ctpolicy.Policy) bool { return p.Enforced() && p.Rate == 0 && p.EntryTimeout() > ctpolicy.Window }
+
+// pinnable is pins for one flow: one without its policy's ct timeout object has the namespace's longer timeout.
+func pinnable(p *ctpolicy.Policy, e *conntrack.Entry) bool {
+	return pins(p) || p.Enforced() && p.Rate == 0 && !e.HasLabel(ctpolicy.LabelTracked) && time.Duration(e.Timeout)*time.Second > 2*ctpolicy.Window
+}
 
 // pin fixes the deadline in the kernel. From here on the flow ends even if the reaper dies. A flow that can't be pinned
 // is still struck.

@@ -99,7 +99,7 @@ func nextStep(p *ctpolicy.Policy, e *conntrack.Entry, d ctpolicy.Deadline, now c
 		return stepStrike, now
 	case d.Cause == ctpolicy.CauseIdle, lingers(p, e, d):
 		return stepWatch, max(d.At, now)
-	case ctpolicy.Pinned(e), ctpolicy.Offloaded(e), !pins(p):
+	case ctpolicy.Pinned(e), ctpolicy.Offloaded(e), !pinnable(p, e):
 		return stepStrike, d.At
 	}
 	return stepPin, ctpolicy.PinAt(d.At, now)

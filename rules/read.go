@@ -71,8 +71,8 @@ func (o object) of(policy string) bool {
 	return strings.Count(rest, "-") == 1
 }
 
-// Read reads the table: ErrNotInstalled when there is none, ErrForeign when it is not ours, ErrFormat when it is not of this
-// version.
+// Read reads the table: ErrNotInstalled when there is none, ErrForeign when it is not ours, ErrDamaged when it was, ErrFormat
+// when it is not of this version.
 func Read() (*Installed, error) {
 	library.Lock()
 	defer library.Unlock()
@@ -106,12 +106,20 @@ func readNotes(conn *nftables.Conn) ([]string, error) {
 		return nil, fmt.Errorf("read table inet curfew: %w", err)
 	}
 	switch {
+	case len(notes) == 0 && madeByUs(conn):
+		return nil, ErrDamaged
 	case len(notes) == 0 || !strings.HasPrefix(notes[0], formatPrefix):
 		return nil, ErrForeign
 	case notes[0] != format:
 		return nil, ErrFormat
 	}
 	return notes[1:], nil
+}
+
+// madeByUs knows our table also without its rules, which `nft flush table` takes away, by the set that every one has.
+func madeByUs(conn *nftables.Conn) bool {
+	set, err := conn.GetSetByName(table, setAlive)
+	return err == nil && set.Comment == aliveSet().Comment
 }
 
 func (in *Installed) readChains(conn *nftables.Conn) error {

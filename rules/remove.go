@@ -1,6 +1,9 @@
 package rules
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Remove deletes the table. It answers ErrNotInstalled when there is none, and ErrForeign when
 // it is not ours.
@@ -11,7 +14,7 @@ func Remove() error {
 	if err != nil {
 		return err
 	}
-	if _, err := readNotes(conn); err != nil {
+	if _, err := readNotes(conn); err != nil && !errors.Is(err, ErrDamaged) {
 		return err
 	}
 	conn.DelTable(table)

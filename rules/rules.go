@@ -29,6 +29,8 @@ var (
 	ErrNotInstalled = errors.New("curfew is not installed here")
 	// ErrForeign says that a table has our name and is not ours.
 	ErrForeign = errors.New("table inet curfew was not made by curfew")
+	// ErrDamaged says that the table was made by curfew, and has lost the notes that say what is in it.
+	ErrDamaged = errors.New("table inet curfew was changed by somebody else and has lost its notes")
 	// ErrFormat says that another version of curfew made the table.
 	ErrFormat = errors.New("table inet curfew was made by another version of curfew")
 )

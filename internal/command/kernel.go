@@ -118,6 +118,8 @@ func explain(err error) error {
 		return hint(err, "this kernel can't end sockets: it needs CONFIG_INET_DIAG_DESTROY (Linux 4.9)")
 	case errors.Is(err, rules.ErrFormat):
 		return hint(err, "take it away with that version's `curfew remove`, or with: nft delete table inet curfew")
+	case errors.Is(err, rules.ErrDamaged):
+		return hint(err, "take it away with `curfew remove`, and install again with `curfew apply`")
 	case errors.Is(err, rules.ErrForeign):
 		return hint(err, "if nothing needs that table any more: nft delete table inet curfew")
 	case errors.Is(err, fs.ErrNotExist):
@@ -132,7 +134,7 @@ func readTable() (*rules.Installed, error) {
 	switch {
 	case err == nil, errors.Is(err, rules.ErrNotInstalled):
 		return in, err
-	case errors.Is(err, rules.ErrForeign), errors.Is(err, rules.ErrFormat), errors.Is(err, rules.ErrPermission):
+	case errors.Is(err, rules.ErrForeign), errors.Is(err, rules.ErrDamaged), errors.Is(err, rules.ErrFormat), errors.Is(err, rules.ErrPermission):
 		return nil, explain(err)
 	}
 	return nil, missing(err, tableCapabilities())
