@@ -33,11 +33,16 @@ func (k sockets) each(fn func(c *conn, e *tcp) error) error {
 func (k sockets) socket(e *tcp, info bool) sockdiag.Socket {
 	s := sockdiag.Socket{Local: e.local, Remote: e.remote, State: e.state, Cookie: e.cookie, HasInfo: info, Interface: e.device}
 	if info {
-		s.LastSent = k.boot.Sub(e.sent).Truncate(time.Millisecond)
-		s.LastRecv = k.boot.Sub(e.got).Truncate(time.Millisecond)
+		s.LastSent, s.LastRecv = k.jiffiesSince(e.sent), k.jiffiesSince(e.got)
 		s.LastAck = min(s.LastSent, s.LastRecv)
 	}
 	return s
+}
+
+// jiffiesSince counts ticks of the slowest clock that Linux has (HZ=100).
+func (k sockets) jiffiesSince(then ctpolicy.Instant) time.Duration {
+	const tick = ctpolicy.Instant(10 * time.Millisecond)
+	return time.Duration(k.boot/tick-then/tick) * time.Duration(tick)
 }
 
 func (k sockets) LookupOn(local, remote netip.AddrPort, device uint32) (sockdiag.Socket, error) {

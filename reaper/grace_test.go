@@ -11,7 +11,7 @@ import (
 const (
 	graceAge  = 10 * time.Second
 	grace     = 20 * time.Second
-	busyEvery = 90 * time.Millisecond
+	busyEvery = 93 * time.Millisecond
 )
 
 func graceful() ctpolicy.Policy {
@@ -23,7 +23,7 @@ func graceful() ctpolicy.Policy {
 // pauseSlack is how late the end of a pause is noticed.
 func (p place) pauseSlack() time.Duration {
 	if p.hasSocket() {
-		return 10 * time.Millisecond
+		return 3 * jiffy
 	}
 	return time.Second + lingerEvery + ruleDelay + lookAfter // the entry counts whole seconds
 }
@@ -200,7 +200,7 @@ func TestGraceOfAnUncertainFlow(t *testing.T) {
 			}
 			return
 		}
-		ended(t, c, c.talked.Sub(c.born)+ctpolicy.GracePause, 10*time.Millisecond)
+		ended(t, c, c.talked.Sub(c.born)+ctpolicy.GracePause, 3*jiffy)
 	})
 }
 
@@ -425,7 +425,7 @@ func TestShortestGrace(t *testing.T) {
 
 func TestShortestPause(t *testing.T) {
 	of := func(pause time.Duration, has bool) socket {
-		return socket{Socket: sockdiag.Socket{LastSent: pause + time.Hour, LastRecv: pause, LastAck: pause + time.Minute, HasInfo: has}}
+		return socket{Socket: sockdiag.Socket{LastSent: pause + time.Hour, LastRecv: pause + jiffy, LastAck: pause + time.Minute, HasInfo: has}}
 	}
 	for _, c := range []struct {
 		name    string

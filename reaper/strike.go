@@ -97,9 +97,13 @@ func (r *Reaper) beforeMaxAge(it *item, at, now ctpolicy.Instant) ctpolicy.Insta
 	return min(at, soft)
 }
 
-// pauseOf is how long a socket has neither sent nor received anything.
+// jiffy is the longest one (HZ=100). Sockets count jiffies, whole ones (tcp_get_info), so a pause may be one shorter than it
+// looks.
+const jiffy = 10 * time.Millisecond
+
+// pauseOf is how long a socket has neither sent nor received anything, at least.
 func pauseOf(s *sockdiag.Socket) (time.Duration, bool) {
-	return min(s.LastSent, s.LastRecv, s.LastAck), s.HasInfo
+	return max(0, min(s.LastSent, s.LastRecv, s.LastAck)-jiffy), s.HasInfo
 }
 
 // destroy ends the sockets, and settles the ends: the reset of one tells the other. One that has ended meanwhile is no
