@@ -59,6 +59,7 @@ func (r *Reaper) proceed(it *item) {
 	next, at := nextStep(it.policy, &it.entry, d, now)
 	switch {
 	case d.Passed:
+		it.deadline.Passed = true
 		r.strike(it)
 	case d.At > now.Add(it.policy.Lead()):
 		r.schedule.drop(it) // it talked; a later sweep will find it again

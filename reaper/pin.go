@@ -14,7 +14,9 @@ const pinTolerance = 2
 // pins tells whether flows of a policy are pinned before their deadline. With a rate, the rule would end them all there. With
 // a short idle limit a pin that loses its race (see pinAndCheck) would fix a timeout of less than Window, and the rule would
 // answer at once.
-func pins(p *ctpolicy.Policy) bool { return p.Enforced() && p.Rate == 0 && p.EntryTimeout() > ctpolicy.Window }
+func pins(p *ctpolicy.Policy) bool {
+	return p.Enforced() && p.Rate == 0 && p.EntryTimeout() > ctpolicy.Window
+}
 
 // pinnable is pins for one flow: one without its policy's ct timeout object has the namespace's longer timeout.
 func pinnable(p *ctpolicy.Policy, e *conntrack.Entry) bool {

@@ -80,6 +80,7 @@ func (r *Reaper) talks(it *item, sockets []socket) bool {
 
 // putOff is for a flow that talks and whose idle limit can't pass before at. Its max_age can.
 func (r *Reaper) putOff(it *item, at, now ctpolicy.Instant) {
+	it.deadline.Passed = false
 	soft, _ := it.policy.AgeEnds(it.entry.Orig, r.birth(&it.entry, now))
 	if it.policy.Grace > 0 && now >= soft && !ctpolicy.Pinned(&it.entry) {
 		r.linger(it, now)

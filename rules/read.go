@@ -116,10 +116,15 @@ func readNotes(conn *nftables.Conn) ([]string, error) {
 	return notes[1:], nil
 }
 
-// madeByUs knows our table also without its rules, which `nft flush table` takes away, by the set that every one has.
+// madeByUs knows our table also without its rules, which `nft flush table` takes away, by the sets that every one has.
 func madeByUs(conn *nftables.Conn) bool {
-	set, err := conn.GetSetByName(table, setAlive)
-	return err == nil && set.Comment == aliveSet().Comment
+	sets, err := conn.GetSets(table)
+	if err != nil {
+		return false
+	}
+	return !slices.ContainsFunc(fixedSets(0), func(ours *nftables.Set) bool {
+		return !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == ours.Name })
+	})
 }
 
 func (in *Installed) readChains(conn *nftables.Conn) error {

@@ -140,7 +140,9 @@ func (s *service) forwardChanges(ctx context.Context, table *rules.Watch) {
 			}
 			return
 		}
-		offer(s.changes, c)
+		if c.PID != os.Getpid() || c.Lost {
+			offer(s.changes, c)
+		}
 	}
 }
 

@@ -23,7 +23,7 @@ func TestReport(t *testing.T) {
 		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, top.name+": a reload", func() bool { return strings.Count(p.log.String(), "msg=running") == 2 })
+		eventually(t, top.name+": a reload", func() bool { return strings.Contains(p.log.String(), "msg=reloaded") })
 		later := port.open(t, "after the reload")
 		eventually(t, top.name+": a report of the later ones", func() bool { return reports() >= len(pairs)+len(later) })
 		if n := reports(); n != len(pairs)+len(later) {
