@@ -98,7 +98,11 @@ func applyBeside(ctx context.Context, env *Env, r *reaper.Reaper, in *rules.Inst
 	}
 	printPolicies(env, in)
 	fmt.Fprintf(env.Stdout, "installed; the reaper (pid %d) takes over; %d ended\n", in.Reaper.PID, t.ended)
-	return nil
+	early, err := r.PinnedEarly()
+	if err == nil && early > 0 {
+		fmt.Fprintf(env.Stdout, "%d connections are pinned already and keep their earlier limit\n", early)
+	}
+	return explain(err)
 }
 
 func printPolicies(env *Env, in *rules.Installed) {

@@ -43,6 +43,7 @@ func (s *service) run(ctx context.Context) error {
 		return err
 	}
 	go s.forwardChanges(ctx, table)
+	go tellRefused(ctx, s.log)
 	for {
 		switch s.reapUntil(ctx) {
 		case eventStop:

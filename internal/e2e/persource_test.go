@@ -110,7 +110,7 @@ func TestPerSourceAsIptablesDoes(t *testing.T) {
 	t.Parallel()
 	ours, theirs := newCrowd(t, 3), newCrowd(t, 3)
 	maxAge := 10 * time.Second
-	start(t, ours.server, "--name", "web", "--port", "80", "--max-age", maxAge.String(), "--max-per-source", "10", "--new-per-source", "15/minute burst 10")
+	reaper := start(t, ours.server, "--name", "web", "--port", "80", "--max-age", maxAge.String(), "--max-per-source", "10", "--new-per-source", "15/minute burst 10")
 	for _, rule := range [][]string{
 		{"-m", "connlimit", "--connlimit-above", "10", "--connlimit-mask", "32"},
 		{"-m", "hashlimit", "--hashlimit-name", "new", "--hashlimit-mode", "srcip", "--hashlimit-above", "15/minute", "--hashlimit-burst", "10"},
@@ -128,6 +128,7 @@ func TestPerSourceAsIptablesDoes(t *testing.T) {
 	if n, m := counters["max_per_source"].Packets, counters["new_per_source"].Packets; n != 3 || m != 4 {
 		t.Errorf("counted %d for max_per_source and %d for new_per_source, want 3 and 4", n, m)
 	}
+	reaper.await("msg=refused policy=web ")
 }
 
 // A refused flow gets a reset or nothing, and in report mode what it wants.
