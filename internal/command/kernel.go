@@ -114,6 +114,8 @@ func explain(err error) error {
 		return err
 	case errors.Is(err, rules.ErrPermission), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return hint(err, "curfew needs CAP_NET_ADMIN and CAP_NET_RAW: run it as root, for example with sudo")
+	case errors.Is(err, unix.EMSGSIZE):
+		return hint(err, "so many rules don't fit into a netlink message: raise the sysctl net.core.wmem_max, or run curfew as the host's root")
 	case errors.Is(err, sockdiag.ErrUnsupported):
 		return hint(err, "this kernel can't end sockets: it needs CONFIG_INET_DIAG_DESTROY (Linux 4.9)")
 	case errors.Is(err, rules.ErrFormat):

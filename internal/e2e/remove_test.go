@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -212,10 +211,7 @@ func TestRemoveAfterALostTable(t *testing.T) {
 	before.born = span{from, time.Now()}
 	sleepUntil(before.born.to.Add(limit / 3))
 	tool(t, h, "", "nft", "flush", "ruleset")
-	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the rules to be installed again", func() bool { return strings.Count(p.log.String(), "msg=running") == 2 })
+	p.await("the rules were changed: put back")
 	before.mustEnd(t, limit)
 	p.stop()
 	succeed(t, h, "remove")
