@@ -28,13 +28,28 @@ func Apply(c Config) error {
 		return fmt.Errorf("%w: it is %d; run `curfew remove` first, or apply with --register-size %d",
 			ErrRegisterSize, old.RegisterSize, old.RegisterSize)
 	}
+	err = change(old, &c)
+	if errors.Is(err, unix.ENOBUFS) {
+		// The kernel's answers did not fit. It may have done it all the same.
+		if in, again := Read(); again == nil && in.Same(c.Policies) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return settle()
+}
+
+// change makes the transaction.
+func change(old *Installed, c *Config) error {
 	library.Lock()
 	defer library.Unlock()
 	conn, err := dial()
 	if err != nil {
 		return err
 	}
-	tx := transaction{Conn: conn, config: &c, old: old}
+	tx := transaction{Conn: conn, config: c, old: old}
 	tx.build()
 	if tx.err != nil {
 		return fmt.Errorf("build table inet curfew: %w", tx.err)
@@ -42,7 +57,7 @@ func Apply(c Config) error {
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("install table inet curfew: %w", explainPermission(err))
 	}
-	return settle()
+	return nil
 }
 
 // ErrPermission says that the process may not change the rules.

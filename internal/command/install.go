@@ -73,22 +73,27 @@ func installLocked(env *Env, k *kernel, o *options, before *rules.Installed, own
 		}
 		return nil, explain(missing(err, tableCapabilities()))
 	}
-	if own {
-		if err := rules.Beat(os.Getpid(), env.started); err != nil {
-			return nil, explain(err)
-		}
-	}
-	if err := k.updateLabels(old, o.policies); err != nil {
-		return nil, explain(err)
-	}
-	if err := conntrack.SetTimestamps(true); err != nil {
+	if err := k.complete(env, old, o, own); err != nil {
 		if old == nil {
-			err = errors.Join(err, rules.Remove())
+			err = errors.Join(err, rules.Remove()) // it must not wake with the labels of an earlier table
 		}
 		return nil, explain(err)
 	}
 	in, err := rules.Read()
 	return in, explain(err)
+}
+
+// complete does what belongs to a table that was just installed, and sleeps still.
+func (k *kernel) complete(env *Env, old *rules.Installed, o *options, own owner) error {
+	if own {
+		if err := rules.Beat(os.Getpid(), env.started); err != nil {
+			return err
+		}
+	}
+	if err := k.updateLabels(old, o.policies); err != nil {
+		return err
+	}
+	return conntrack.SetTimestamps(true)
 }
 
 // busy says who reaps here already.
