@@ -3,6 +3,7 @@ package rules
 import (
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/google/nftables"
 
@@ -52,6 +53,7 @@ func Features() []Feature {
 		{"ct labels", "CONFIG_NF_CONNTRACK_LABELS", "5.2", hooked(nftables.ChainHookOutput, setCtLabel(ctpolicy.LabelTracked))},
 		{"local addresses in rules", "CONFIG_NFT_FIB_INET", "5.2", hooked(nftables.ChainHookOutput, toHere())},
 		{"sets that rules fill", "CONFIG_NF_TABLES", "5.2", dynamicSet},
+		{"limits per source", "CONFIG_NFT_CONNLIMIT, CONFIG_NFT_LIMIT", "4.18", perSource},
 	}
 }
 
@@ -88,6 +90,21 @@ func dynamicSet(tx *nftables.Conn, t *nftables.Table) error {
 		tx.AddRule(&nftables.Rule{
 			Table: t, Chain: probeAt(tx, t, nftables.ChainHookOutput), Exprs: families[i].update(set.Name, ctpolicy.Window).exprs,
 		})
+	}
+	return nil
+}
+
+func perSource(tx *nftables.Conn, t *nftables.Table) error {
+	p := &ctpolicy.Policy{Name: "probe", MaxPerSource: 1, NewPerSource: ctpolicy.SourceRate{Count: 1, Per: time.Second, Burst: 1}}
+	for _, l := range sourceLimits(p) {
+		for i := range families {
+			set := l.set(&families[i], 16)
+			set.Table = t
+			if err := tx.AddSet(set, nil); err != nil {
+				return err
+			}
+			tx.AddRule(&nftables.Rule{Table: t, Chain: probeAt(tx, t, nftables.ChainHookOutput), Exprs: families[i].over(p, &l).exprs})
+		}
 	}
 	return nil
 }

@@ -226,7 +226,7 @@ func TestMissingNames(t *testing.T) {
 	}
 	for _, config := range []string{
 		"CONFIG_NF_TABLES", "CONFIG_NFT_CT", "CONFIG_NF_CONNTRACK_TIMEOUT", "CONFIG_NF_CONNTRACK_LABELS", "CONFIG_NFT_REJECT_INET",
-		"CONFIG_NF_CT_NETLINK", "CONFIG_NF_CONNTRACK_TIMESTAMP", "CONFIG_INET_DIAG_DESTROY",
+		"CONFIG_NF_CT_NETLINK", "CONFIG_NF_CONNTRACK_TIMESTAMP", "CONFIG_INET_DIAG_DESTROY", "CONFIG_NFT_CONNLIMIT",
 	} {
 		if !strings.Contains(strings.Join(all, " ")+" ", config) {
 			t.Errorf("no capability names %s", config)
@@ -242,6 +242,8 @@ func TestExplain(t *testing.T) {
 		"capability":             {unix.EPERM, "as root"},
 		"rules":                  {rules.ErrPermission, "as root"},
 		"sockets can't be ended": {sockdiag.ErrUnsupported, "CONFIG_INET_DIAG_DESTROY"},
+		"a damaged table":        {rules.ErrDamaged, "curfew remove"},
+		"too many rules":         {unix.EMSGSIZE, "net.core.wmem_max"},
 		"a foreign table":        {rules.ErrForeign, "nft delete table inet curfew"},
 		"another version's":      {rules.ErrFormat, "that version's `curfew remove`"},
 		"no conntrack":           {fs.ErrNotExist, "CONFIG_NF_CONNTRACK "},
