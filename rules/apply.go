@@ -49,7 +49,12 @@ func change(old *Installed, c *Config) error {
 	if err != nil {
 		return err
 	}
-	tx := transaction{Conn: conn, config: c, old: old}
+	tx := transaction{Conn: conn, config: c, old: old, wanted: wantedSets(c), there: map[object]bool{}}
+	if old != nil {
+		for _, o := range old.objects {
+			tx.there[o] = true
+		}
+	}
 	tx.build()
 	if tx.err != nil {
 		return fmt.Errorf("build table inet curfew: %w", tx.err)
@@ -75,6 +80,8 @@ type transaction struct {
 	*nftables.Conn
 	config *Config
 	old    *Installed
+	wanted []filledSet
+	there  map[object]bool // the old objects
 	err    error
 }
 
@@ -137,7 +144,7 @@ func (tx *transaction) flush(set string) {
 
 // sets makes the sets that are not there yet, and fills those whose elements don't change by themselves.
 func (tx *transaction) sets() {
-	for _, set := range wantedSets(tx.config) {
+	for _, set := range tx.wanted {
 		switch {
 		case !tx.has(set.Name):
 			tx.fail(tx.AddSet(set.Set, nil))
@@ -149,7 +156,7 @@ func (tx *transaction) sets() {
 
 // elements come after the chains that they lead to.
 func (tx *transaction) elements() {
-	for _, set := range wantedSets(tx.config) {
+	for _, set := range tx.wanted {
 		for part := range slices.Chunk(set.elements, maxElements) {
 			tx.fail(tx.SetAddElements(set.Set, part))
 		}
@@ -185,7 +192,7 @@ func ctTimeout(timeouts conntrack.Timeouts) *expr.CtTimeout {
 }
 
 func (tx *transaction) object(name string, kind nftables.ObjType, value expr.Any) {
-	if tx.old == nil || !slices.Contains(tx.old.objects, object{name, kind}) {
+	if !tx.there[object{name, kind}] {
 		tx.AddObj(&nftables.NamedObj{Table: table, Name: name, Type: kind, Obj: value})
 	}
 }
@@ -214,7 +221,7 @@ func (tx *transaction) dropUnwanted(list []chain) {
 		}
 	}
 	wanted := map[string]bool{}
-	for _, set := range wantedSets(tx.config) {
+	for _, set := range tx.wanted {
 		wanted[set.Name] = true
 	}
 	for _, name := range tx.old.sets {
